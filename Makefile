@@ -1,0 +1,41 @@
+# make demo | test | lint | bench | clean. Each sets up everything it needs in $(VENV) and reuses it the next time.
+PYTHON ?= python3
+VENV ?= .venv
+FAISS ?= cpu
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/* csrc/*/*)
+# Everything runs from what is on disk: no hub is asked for anything.
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= true
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.ready-demo
+	ANCE_FAST_STRICT=1 $(BIN)/ance-fast demo $(ARGS)
+
+test: $(VENV)/.ready-test
+	ANCE_FAST_STRICT=1 $(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.ready-test $(VENV)/.ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.ready-test
+	ANCE_FAST_STRICT=1 $(BIN)/python -m benchmarks.encode $(ARGS)
+
+# torch goes first and alone, so that the resolver takes the build that fits this machine's index settings.
+$(VENV)/.ready-%: $(SOURCES)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "ance_fast needs Python 3.11 or newer; $(PYTHON) is `$(PYTHON) --version`. Try: make PYTHON=python3.12"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+		|| { echo "could not create $(VENV): install the venv module of $(PYTHON) (Debian: apt-get install python3-venv)"; exit 1; }
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(FAISS),$*]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist demo-run bench-out *.egg-info ance_fast/_C*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

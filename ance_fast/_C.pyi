@@ -1,0 +1,60 @@
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+def build_info() -> dict[str, Any]: ...
+def best_isa() -> str: ...
+def pool_normalize_forward(
+    hidden: Array,
+    cu_seqlens: Array,
+    *,
+    mode: str,
+    norm: str,
+    weight: Array | None,
+    bias: Array | None,
+    eps: float,
+    out: Array,
+    pooled: Array | None = None,
+    stats: Array | None = None,
+    argmax: Array | None = None,
+    isa: str = "auto",
+) -> None: ...
+def pool_normalize_backward(
+    grad_out: Array,
+    cu_seqlens: Array,
+    *,
+    mode: str,
+    norm: str,
+    weight: Array | None,
+    pooled: Array | None,
+    stats: Array | None,
+    argmax: Array | None,
+    eps: float,
+    grad_hidden: Array,
+    grad_weight: Array | None = None,
+    grad_bias: Array | None = None,
+    isa: str = "auto",
+) -> None: ...
+
+class TokenPacker:
+    def __init__(
+        self, shards: Sequence[tuple[Array, Array]], *, max_length: int = 0, keep_last: bool = True
+    ) -> None: ...
+    def __len__(self) -> int: ...
+    def lengths(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]: ...
+    def plan(
+        self, rows: npt.NDArray[np.int64], *, token_budget: int, window: int, max_sequences: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]: ...
+    def pack(
+        self,
+        rows: npt.NDArray[np.int64],
+        *,
+        ids: npt.NDArray[np.int64],
+        positions: npt.NDArray[np.int64],
+        cu_seqlens: npt.NDArray[np.int32],
+        position_offset: int = 0,
+    ) -> None: ...

@@ -1,0 +1,1 @@
+"""The command line: `ance-fast COMMAND`, one file a command."""

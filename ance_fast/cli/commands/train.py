@@ -1,0 +1,102 @@
+"""ance-fast train"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ance_fast.cli.output import print_json, print_table
+
+
+def train(
+    data: Annotated[str, typer.Argument(help="Training data: beir:DIR, msmarco:DIR, jsonl:FILE, or a path.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Run folder.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Checkpoint to start from: folder or Hugging Face id.")],
+    split: Annotated[str, typer.Option(help="Split of the judgements to train on.")] = "train",
+    dev_split: Annotated[str | None, typer.Option(help="Split to measure at every refresh.")] = None,
+    test_split: Annotated[str | None, typer.Option(help="Split to measure at the end; writes RUN/test.trec.")] = None,
+    num_layers: Annotated[int | None, typer.Option(min=1, help="Keep only the first layers.")] = None,
+    max_steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 1000,
+    batch_size: Annotated[int, typer.Option(help="Queries of a forward and backward pass.")] = 32,
+    gradient_accumulation: Annotated[int, typer.Option(help="Passes of an optimizer step.")] = 1,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", "--lr")] = 2e-5,
+    warmup_fraction: Annotated[float, typer.Option(help="Share of the steps that the learning rate rises.")] = 0.1,
+    weight_decay: Annotated[float, typer.Option()] = 0.01,
+    dropout: Annotated[float | None, typer.Option(help="Replaces the checkpoint's.")] = None,
+    loss: Annotated[
+        str, typer.Option(help="pairwise (ANCE's own) or contrastive (in-batch and mined).")
+    ] = "contrastive",
+    scale: Annotated[
+        float | None, typer.Option(help="Multiplies scores [20 if embeddings are normalised, else 1].")
+    ] = None,
+    start: Annotated[
+        str, typer.Option(help="Negatives until the first refresh: bm25, random, index, dataset.")
+    ] = "bm25",
+    refresh: Annotated[str, typer.Option(help="sync, or none to keep the start negatives.")] = "sync",
+    refresh_every: Annotated[str, typer.Option(help='"500" steps or "2 epochs".')] = "1 epoch",
+    first_refresh: Annotated[str | None, typer.Option(help="End of the warm-up [one interval].")] = None,
+    max_refreshes: Annotated[int | None, typer.Option(help="Stop refreshing after so many.")] = None,
+    topk: Annotated[int, typer.Option(help="Retrieved passages to draw negatives from.")] = 200,
+    negatives: Annotated[int, typer.Option(help="Negatives a query.")] = 1,
+    max_query_length: Annotated[int | None, typer.Option(help="Tokens.")] = None,
+    max_document_length: Annotated[int | None, typer.Option(help="Tokens.")] = None,
+    index_factory: Annotated[str, typer.Option(help="FAISS index_factory string for mining.")] = "Flat",
+    save_every: Annotated[str | None, typer.Option(help="Checkpoint interval [the refresh interval].")] = None,
+    seed: Annotated[int, typer.Option()] = 42,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
+    num_proc: Annotated[int, typer.Option(min=1, help="Tokenising processes.")] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest valid checkpoint.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document on the last line.")] = False,
+) -> None:
+    """Train with negatives from an index of the corpus, refreshed while the encoder learns.
+
+    Example: ance-fast train beir:scifact -m intfloat/e5-small-v2 -o run --max-steps 500 --refresh-every 100
+    """
+    from ance_fast.data import load_dataset, write_run
+    from ance_fast.models import Encoder
+    from ance_fast.training import AnceConfig, AnceTrainer
+
+    config = AnceConfig(
+        output_dir=str(output),
+        max_steps=max_steps,
+        batch_size=batch_size,
+        gradient_accumulation_steps=gradient_accumulation,
+        learning_rate=learning_rate,
+        warmup_fraction=warmup_fraction,
+        weight_decay=weight_decay,
+        dropout=dropout,
+        loss=loss,
+        scale=scale,
+        start=start,
+        refresh=refresh,
+        refresh_every=refresh_every,
+        first_refresh=first_refresh,
+        max_refreshes=max_refreshes,
+        topk=topk,
+        negatives_per_query=negatives,
+        max_query_length=max_query_length,
+        max_document_length=max_document_length,
+        index_factory=index_factory,
+        save_every=save_every,
+        seed=seed,
+        num_proc=num_proc,
+    )
+    dataset = load_dataset(data, split=split)
+    dev = load_dataset(data, split=dev_split) if dev_split else None
+    test = load_dataset(data, split=test_split) if test_split else None
+    encoder = Encoder.load(model, device=device, dtype="float32", num_layers=num_layers)
+    trainer = AnceTrainer(encoder, dataset, config, dev=dev)
+    result: dict[str, Any] = {"output": str(output), "dev": trainer.train(resume=resume), "seconds": trainer.seconds}
+    if test is not None:
+        run, evaluation = trainer.evaluate_on(test)
+        write_run(output / "test.trec", run, output.name)
+        result["test"] = dict(evaluation)
+    if json:
+        print_json(result)
+        return
+    for name in ("dev", "test"):
+        if result.get(name):
+            print_table(list(result[name]), [list(result[name].values())], title=name)
+    print(f'Search it: ance-fast search {output} "your query"')

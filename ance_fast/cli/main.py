@@ -1,0 +1,83 @@
+"""`ance-fast`: commands put together, errors as one message, exit status 0, 1 (failed) or 2 (usage).
+
+A new command is one file with a function, and one line below.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+
+import typer
+
+from ance_fast.cli.commands.demo import demo
+from ance_fast.cli.commands.encode import encode
+from ance_fast.cli.commands.evaluate import evaluate
+from ance_fast.cli.commands.index import index
+from ance_fast.cli.commands.info import info
+from ance_fast.cli.commands.search import search
+from ance_fast.cli.commands.tokenize import tokenize
+from ance_fast.cli.commands.train import train
+from ance_fast.errors import AnceFastError, ConfigError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Train dense retrievers with ANCE; encode, index and search corpora.",
+)
+for command in (demo, tokenize, encode, index, search, train, evaluate, info):
+    app.command(name=command.__name__)(command)
+
+
+@app.callback()
+def _options(
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+    quiet: bool = typer.Option(False, "--quiet", help="Only warnings and errors."),
+) -> None:
+    level = logging.WARNING if quiet else logging.INFO
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("ance_fast").setLevel(level)
+    if not debug:
+        _silence_libraries()
+
+
+def main() -> None:
+    """Entry point of the `ance-fast` script."""
+    debug = "--debug" in sys.argv
+    try:
+        app()
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except ConfigError as error:
+        if debug:
+            raise
+        _fail(f"error: {error}", 2)
+    except (AnceFastError, OSError, MemoryError) as error:
+        if debug:
+            raise
+        _fail(f"error: {error}", 1)
+
+
+def _fail(message: str, status: int) -> None:
+    sys.stdout.flush()
+    print(f"ance-fast: {message}", file=sys.stderr)
+    # Not sys.exit: worker threads of tokenizers and BLAS must not keep an interrupted process alive.
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _silence_libraries() -> None:
+    """What transformers, FAISS and PyTorch say while loading is about them, not about the user's data."""
+    import transformers.utils.logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""Readers of retrieval data sets, and the token store they are tokenised into once.
+
+A new format is one file with a reader that returns a `Dataset`, and one line in `sources.READERS`.
+"""
+
+from __future__ import annotations
+
+from ance_fast.data.beir import read_beir
+from ance_fast.data.dataset import Corpus, Dataset
+from ance_fast.data.msmarco import read_msmarco, read_text_triples, read_triples
+from ance_fast.data.qrels import Qrels, drop_unknown
+from ance_fast.data.records import Document, IdTriple, Query, TextTriple
+from ance_fast.data.sources import load_corpus, load_dataset
+from ance_fast.data.token_store import TokenStore
+from ance_fast.data.tokenize import tokenizer_fingerprint
+from ance_fast.data.training_jsonl import read_jsonl
+from ance_fast.data.trec import Run, read_qrels, read_run, write_run
+
+__all__ = [
+    "Corpus",
+    "Dataset",
+    "Document",
+    "IdTriple",
+    "Qrels",
+    "Query",
+    "Run",
+    "TextTriple",
+    "TokenStore",
+    "drop_unknown",
+    "load_corpus",
+    "load_dataset",
+    "read_beir",
+    "read_jsonl",
+    "read_msmarco",
+    "read_qrels",
+    "read_run",
+    "read_text_triples",
+    "read_triples",
+    "tokenizer_fingerprint",
+    "write_run",
+]

@@ -1,0 +1,90 @@
+"""MS MARCO passage folders: `collection.tsv`, `queries.{split}.tsv`, `qrels.{split}.tsv` and triples, plain or `.gz`.
+
+collection.tsv and queries: `id <tab> text`. qrels: four columns. The splits that come in a small version, such as
+`qrels.dev.small.tsv`, are found under their short name ("dev") where the large file is absent.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from ance_fast.data.dataset import Corpus, Dataset, collect_queries
+from ance_fast.data.qrels import Qrels, read_qrels
+from ance_fast.data.records import Document, IdTriple, Query, TextTriple
+from ance_fast.data.text_lines import find_file, has_file, read_columns
+from ance_fast.errors import DataError
+
+
+def read_msmarco(
+    path: str | Path, split: str | None = "dev", *, triples: bool = True, max_negatives: int = 100
+) -> Dataset:
+    """Read an MS MARCO folder. The corpus streams; queries and judgements of `split` are held.
+
+    triples: read the negatives of `qidpidtriples.{split}*.tsv` where there is such a file, the first `max_negatives`
+    distinct ones of each judged query (the full file names hundreds of millions). `split=None`: the corpus alone.
+    Raises `DataError`: a missing file (the message lists what was looked for, and the splits there are), malformed
+    lines.
+    """
+    folder = Path(path)
+    corpus = Corpus(find_file(folder, "collection.tsv"), _documents, folder.name)
+    if split is None:
+        return Dataset(folder.name, corpus, {}, Qrels())
+    judged = [f"qrels.{split}.tsv", f"qrels.{split}.small.tsv"]
+    if not has_file(folder, *judged):
+        splits = sorted(file.name.split(".tsv")[0].removeprefix("qrels.") for file in folder.glob("qrels.*.tsv*"))
+        raise DataError(
+            f"{folder}: no split {split!r} (looked for {' and '.join(judged)}, plain or .gz); "
+            f"available: {', '.join(splits) or 'none'}"
+        )
+    qrels = read_qrels(find_file(folder, *judged))
+    file = find_file(folder, f"queries.{split}.tsv", f"queries.{split}.small.tsv")
+    queries = collect_queries(file, _queries(file), qrels)
+    files = sorted(folder.glob(f"qidpidtriples.{split}*.tsv")) or sorted(folder.glob(f"qidpidtriples.{split}*.tsv.gz"))
+    negatives = _negatives(files, queries, max_negatives) if triples and files else None
+    return Dataset(folder.name, corpus, queries, qrels, split, negatives)
+
+
+def read_triples(path: str | Path) -> Iterator[IdTriple]:
+    """Stream `query id <tab> positive id <tab> negative id`. Raises `DataError` with file and line."""
+    for line, fields in read_columns(path, 3):
+        if not all(fields) or "\t" in fields[2]:
+            raise DataError(f"{path}:{line}: expected three ids separated by tabs")
+        yield IdTriple(*fields)
+
+
+def read_text_triples(path: str | Path) -> Iterator[TextTriple]:
+    """Stream `query <tab> positive text <tab> negative text` (triples.train.small.tsv). Raises `DataError`."""
+    for _, fields in read_columns(path, 3):
+        yield TextTriple(*fields)
+
+
+def _negatives(files: list[Path], queries: dict[str, str], limit: int) -> dict[str, list[str]]:
+    # A dictionary a query is an ordered set; interning lets the queries share one string a passage.
+    found: dict[str, dict[str, None]] = {}
+    for file in files:
+        for triple in read_triples(file):
+            if triple.query_id not in queries:
+                continue
+            negatives = found.setdefault(triple.query_id, {})
+            if len(negatives) < limit:
+                negatives[sys.intern(triple.negative_id)] = None
+    return {query_id: list(negatives) for query_id, negatives in found.items()}
+
+
+def _documents(path: Path) -> Iterator[tuple[int, Document]]:
+    for line, (identifier, text) in _pairs(path):
+        yield line, Document(identifier, text)
+
+
+def _queries(path: Path) -> Iterator[tuple[int, Query]]:
+    for line, (identifier, text) in _pairs(path):
+        yield line, Query(identifier, text)
+
+
+def _pairs(path: Path) -> Iterator[tuple[int, tuple[str, str]]]:
+    for line, (identifier, text) in read_columns(path, 2):
+        if not identifier:
+            raise DataError(f"{path}:{line}: empty id")
+        yield line, (identifier, text)

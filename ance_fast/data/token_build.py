@@ -1,0 +1,283 @@
+"""Making a token store: stream documents, tokenise shard by shard in any number of processes, seal, rename.
+
+Work happens in `.{name}.building` beside the target. A shard there is whole (it was renamed into place) and says what
+it was made from, so a build that was interrupted streams the corpus again, hashes it, and keeps every shard whose
+content is the same. Hashing runs at about a gigabyte a second; tokenising is what is saved.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ance_fast.artifacts import open_artifact, publish, refuse_foreign, seal
+from ance_fast.data.dataset import Corpus
+from ance_fast.data.document_stream import document_slices, unique_documents
+from ance_fast.data.records import Document
+from ance_fast.data.token_shards import (
+    Recipe,
+    ShardInfo,
+    adopt_shard,
+    encode_rows,
+    make_batch,
+    matching_shard,
+    shard_name,
+    write_shard,
+)
+from ance_fast.data.tokenize import TextEncoder, text_encoder, token_dtype, tokenize, tokenizer_fingerprint
+from ance_fast.errors import ArtifactError, ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+KIND = "token_store"
+_TABLE_ROWS = 65536
+
+
+def build_store(
+    corpus: Iterable[Document | tuple[str, str] | str],
+    tokenizer: Any,
+    path: str | os.PathLike[str],
+    *,
+    max_length: int,
+    prompt: str,
+    num_proc: int,
+    shard_rows: int,
+    keep_text: bool,
+    show_progress: bool,
+) -> Path:
+    """Build the store `path` as `TokenStore.build` describes and return its absolute path."""
+    if num_proc < 1 or shard_rows < 1:
+        raise ConfigError(f"num_proc and shard_rows must be at least 1, not {num_proc} and {shard_rows}")
+    target = Path(os.path.abspath(path))
+    encoder = text_encoder(tokenizer, max_length)
+    recipe = Recipe(tokenizer_fingerprint(tokenizer), max_length, prompt, token_dtype(tokenizer), keep_text)
+    refuse_foreign(target, KIND)
+    present = _present_store(target, recipe)
+    with _work_directory(target) as work, _progress(corpus, show_progress) as advance:
+        shards = _ShardWriter(encoder, recipe, work, target, advance)
+        content = hashlib.blake2b(digest_size=16)
+        with _pool(num_proc, work) as pool:
+            for documents in document_slices(unique_documents(corpus), shard_rows):
+                shards.add(documents, content, pool, num_proc)
+            infos = shards.finish()
+        if not infos:
+            raise DataError(f"{getattr(corpus, 'path', 'corpus')}: the corpus is empty; a token store needs a document")
+        if present is not None and shards.untouched == len(infos) == len(present["shards"]):
+            shutil.rmtree(work)
+            logger.info("%s: already holds this corpus, tokenised by these settings", target)
+            return target
+        shards.adopt_untouched()
+        names = [shard_name(number) for number in range(len(infos))]
+        for stale in set(os.listdir(work)) - set(names):
+            (work / stale).unlink()
+        manifest = _manifest(infos, recipe, tokenizer, content.hexdigest())
+        seal(work, KIND, {**manifest, "shard_rows": shard_rows})
+        publish(work, target)
+    return target
+
+
+def build_table(
+    texts: Sequence[str], tokenizer: Any, *, ids: Sequence[str] | None, max_length: int, prompt: str
+) -> tuple[list[pa.RecordBatch], dict[str, Any]]:
+    """The record batches and the manifest of a store in memory; see `TokenStore.from_texts`."""
+    if ids is not None and len(ids) != len(texts):
+        raise ConfigError(f"{len(ids)} ids for {len(texts)} texts")
+    encoder = text_encoder(tokenizer, max_length)
+    recipe = Recipe(tokenizer_fingerprint(tokenizer), max_length, prompt, token_dtype(tokenizer), keep_text=True)
+    pairs: Iterable[tuple[str, str] | str] = texts if ids is None else zip(ids, texts, strict=True)
+    content = hashlib.blake2b(digest_size=16)
+    batches, infos = [], []
+    for documents in document_slices(unique_documents(pairs), _TABLE_ROWS):
+        content.update(encode_rows(documents))
+        # The text is taken as given: joining it with a title, as documents need, would strip its white space.
+        tokens = tokenize([prompt + document.text for document in documents], encoder, recipe.dtype)
+        batches.append(make_batch(documents, tokens, recipe))
+        infos.append(ShardInfo(recipe, "", "", len(documents), len(tokens.values), tokens.truncated))
+    return batches, _manifest(infos, recipe, tokenizer, content.hexdigest())
+
+
+class _ShardWriter:
+    """Gives each slice of documents its shard: left in the target, kept from an earlier try, or tokenised anew."""
+
+    def __init__(
+        self, encoder: TextEncoder, recipe: Recipe, work: Path, target: Path, advance: Callable[[int], None]
+    ) -> None:
+        self.encoder, self.recipe, self.work, self.target, self.advance = encoder, recipe, work, target, advance
+        self.infos: list[ShardInfo | None] = []
+        self._pending: dict[Future[ShardInfo], int] = {}
+        self._in_target: list[str] = []
+
+    @property
+    def untouched(self) -> int:
+        """Shards that lie in the target as they should."""
+        return len(self._in_target)
+
+    def add(
+        self, documents: list[Document], content: hashlib.blake2b, pool: ProcessPoolExecutor | None, limit: int
+    ) -> None:
+        """Account for the next shard; returns when fewer than `limit` shards are being worked on."""
+        number = len(self.infos)
+        name = shard_name(number)
+        rows = encode_rows(documents)
+        content.update(rows)
+        digest = hashlib.blake2b(rows, digest_size=16).hexdigest()
+        del rows
+        info = matching_shard(self.target / name, self.recipe, digest)
+        if info is not None:
+            self._in_target.append(name)
+        else:
+            info = matching_shard(self.work / name, self.recipe, digest)
+        self.infos.append(info)
+        if info is not None:
+            self.advance(len(documents))
+        elif pool is None:
+            self.infos[number] = _write(documents, self.encoder, self.recipe, self.work / name, digest, self.advance)
+        else:
+            self._collect(limit - 1)
+            self._pending[pool.submit(_write, documents, self.encoder, self.recipe, self.work / name, digest)] = number
+
+    def finish(self) -> list[ShardInfo]:
+        """Wait for every shard and return their records in order."""
+        self._collect(0)
+        return [info for info in self.infos if info is not None]
+
+    def adopt_untouched(self) -> None:
+        """Take the target's good shards into the work directory, which is about to replace it."""
+        for name in self._in_target:
+            adopt_shard(self.target / name, self.work / name)
+
+    def _collect(self, at_most: int) -> None:
+        while len(self._pending) > at_most:
+            for future in wait(self._pending, return_when=FIRST_COMPLETED).done:
+                info = future.result()
+                self.infos[self._pending.pop(future)] = info
+                self.advance(info.rows)
+
+
+def _write(
+    documents: list[Document],
+    encoder: TextEncoder,
+    recipe: Recipe,
+    path: Path,
+    digest: str,
+    advance: Callable[[int], None] | None = None,
+) -> ShardInfo:
+    texts = [recipe.prompt + document.full_text for document in documents]
+    return write_shard(path, documents, tokenize(texts, encoder, recipe.dtype, advance), recipe, digest)
+
+
+def _manifest(infos: list[ShardInfo], recipe: Recipe, tokenizer: Any, content: str) -> dict[str, Any]:
+    return {
+        **asdict(recipe),
+        "tokenizer_name": str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__),
+        "vocab_size": len(tokenizer),
+        "rows": sum(info.rows for info in infos),
+        "tokens": sum(info.tokens for info in infos),
+        "truncated": sum(info.truncated for info in infos),
+        "shards": [
+            {"file": shard_name(number), "rows": info.rows, "tokens": info.tokens, "truncated": info.truncated}
+            for number, info in enumerate(infos)
+        ],
+        "content": content,
+        "versions": {package: version(package) for package in ("pyarrow", "tokenizers", "transformers")},
+    }
+
+
+def _present_store(target: Path, recipe: Recipe) -> dict[str, Any] | None:
+    """The manifest of a complete store at `target` with this recipe, None if there is none or it must be rebuilt."""
+    if not target.is_dir() or not any(target.iterdir()):
+        return None
+    try:
+        manifest = open_artifact(target, KIND, verify=False)
+    except ArtifactError as error:
+        logger.warning("%s; what is intact is used again", error)
+        return None
+    for name in ("tokenizer", "max_length", "prompt"):
+        built, wanted = manifest.get(name), getattr(recipe, name)
+        if built != wanted:
+            raise ArtifactError(
+                f"{target}: holds a token store built with {name} {built!r}, now {wanted!r}; "
+                "choose another path or remove it"
+            )
+    return manifest
+
+
+@contextmanager
+def _work_directory(target: Path) -> Iterator[Path]:
+    """The directory a build works in, locked against a second build of the same store."""
+    work = target.with_name(f".{target.name}.building")
+    work.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(work, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ArtifactError(f"{target}: another process is building it; wait for that one to end") from None
+        yield work
+    finally:
+        os.close(descriptor)
+        if work.is_dir() and not any(work.iterdir()):
+            work.rmdir()
+
+
+@contextmanager
+def _pool(num_proc: int, work: Path) -> Iterator[ProcessPoolExecutor | None]:
+    if num_proc == 1:
+        yield None
+        return
+    pool = ProcessPoolExecutor(num_proc, mp_context=get_context("spawn"), initializer=_set_up_worker)
+    try:
+        yield pool
+    except BrokenProcessPool as error:
+        raise ArtifactError(
+            f"{work}: a worker process died (out of memory, or a script without `if __name__ == '__main__':`); "
+            "build again to go on from the finished shards, or use num_proc=1"
+        ) from error
+    finally:
+        # What runs is finished, so that an interrupted build keeps it.
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _set_up_worker() -> None:
+    # Ctrl-C reaches the whole process group: the parent alone decides, so that shards under way end whole.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # One core a process: the tokenizer's own threads would fight over the same cores.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+@contextmanager
+def _progress(corpus: Iterable[Any], show: bool) -> Iterator[Callable[[int], None]]:
+    if not show:
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    # Counting a corpus would read it once more, so its size is used only where it is known.
+    total = corpus.counted if isinstance(corpus, Corpus) else len(corpus) if isinstance(corpus, Sequence) else None
+    rate = TextColumn("{task.fields[rate]} documents/s")
+    columns = (TextColumn("tokenising"), BarColumn(), MofNCompleteColumn(), rate, TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:  # stdout is for results
+        task = progress.add_task("tokenising", total=total, rate="0")
+
+        def advance(count: int) -> None:
+            progress.advance(task, count)
+            entry = progress.tasks[0]
+            progress.update(task, rate=f"{entry.completed / max(entry.elapsed or 0.0, 1e-3):,.0f}")
+
+        yield advance

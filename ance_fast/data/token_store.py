@@ -1,0 +1,262 @@
+"""The token store: a corpus tokenised once, kept as memory-mapped Arrow shards.
+
+Encoders read tokens straight from the mapping: no padding, no second tokenisation, and a corpus larger than memory
+costs only the pages in use. `token_shards` describes the files, `token_build` how they are made.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ance_fast.artifacts import open_artifact
+from ance_fast.data.records import Document
+from ance_fast.data.token_build import KIND, build_store, build_table
+from ance_fast.data.token_shards import Recipe, read_shard, token_arrays
+from ance_fast.data.tokenize import tokenizer_fingerprint
+from ance_fast.errors import ArtifactError
+
+
+class IdColumn(Sequence[str]):
+    """Document ids as a sequence of `str` that lies in Arrow memory; `arrow` is the column itself."""
+
+    def __init__(self, arrow: pa.ChunkedArray) -> None:
+        self.arrow = arrow
+
+    def __len__(self) -> int:
+        return len(self.arrow)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            start, stop, step = index.indices(len(self))
+            rows = pa.array(range(start, stop, step), pa.int64())
+            found: list[str] = self.arrow.take(rows).to_pylist()
+            return found
+        one: str = self.arrow[int(index)].as_py()
+        return one
+
+    def __iter__(self) -> Iterator[str]:
+        for chunk in self.arrow.chunks:
+            yield from chunk.to_pylist()
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, str) and bool(self.positions([value])[0] >= 0)
+
+    def positions(self, ids: Sequence[str]) -> np.ndarray:
+        """Row of each id, int64 [len(ids)], -1 where unknown.
+
+        One pass over the whole column whatever the number of ids: ask for many at once.
+        """
+        wanted = pa.array(list(ids), pa.large_string())
+        rows = pc.fill_null(pc.index_in(wanted, value_set=self.arrow), -1)
+        found: np.ndarray = rows.to_numpy(zero_copy_only=False)
+        return found.astype(np.int64)
+
+
+class TokenStore:
+    """A tokenised corpus: row numbers are positions in corpus order.
+
+    Made by `build` (on disk), `open` or `from_texts` (in memory).
+    """
+
+    def __init__(self, batches: list[pa.RecordBatch], manifest: dict[str, Any], path: Path | None = None) -> None:
+        self.manifest = manifest
+        self.path = path
+        self._batches = batches
+        self._starts = np.concatenate([[0], np.cumsum([batch.num_rows for batch in batches], dtype=np.int64)])
+        self.shards: list[tuple[np.ndarray, np.ndarray]] = []
+        """(values uint16 or int32 [tokens], offsets int32 [rows + 1]) of each shard, as views over the mapping."""
+        for batch in batches:
+            offsets, values = token_arrays(batch)
+            self.shards.append((values, offsets))
+
+    @classmethod
+    def build(
+        cls,
+        corpus: Iterable[Document | tuple[str, str] | str],
+        tokenizer: Any,
+        path: str | os.PathLike[str],
+        *,
+        max_length: int,
+        prompt: str = "",
+        num_proc: int = 1,
+        shard_rows: int = 65536,
+        keep_text: bool = True,
+        show_progress: bool = False,
+    ) -> TokenStore:
+        """Tokenise `corpus` into the store `path` and open it.
+
+        corpus: `Document`s, (id, text) pairs, or texts (numbered from "0"); read once, in order. Each row holds exactly
+        `tokenizer(prompt + document.full_text, truncation=True, max_length=max_length)["input_ids"]`. `keep_text=False`
+        leaves titles and texts out. At most `num_proc + 1` shards of `shard_rows` documents are in memory, and the
+        files are the same bytes whatever `num_proc`. With `num_proc > 1` processes are spawned: call it from a module
+        guarded by `if __name__ == "__main__":`.
+
+        A build that was cut off goes on where it stopped: shards made from equal documents by equal settings are kept.
+        If `path` holds this very store already it is opened; if its corpus differs, it is rebuilt from the shards that
+        stay equal and replaced.
+
+        Raises `DataError` (empty corpus, duplicate ids, what the corpus itself raises), `ConfigError` (settings),
+        `ArtifactError` (`path` holds something else, or a store of another tokenizer, max_length or prompt), `OSError`.
+        """
+        target = build_store(
+            corpus,
+            tokenizer,
+            path,
+            max_length=max_length,
+            prompt=prompt,
+            num_proc=num_proc,
+            shard_rows=shard_rows,
+            keep_text=keep_text,
+            show_progress=show_progress,
+        )
+        return cls.open(target, verify=False)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        tokenizer: Any = None,
+        max_length: int | None = None,
+        prompt: str | None = None,
+        verify: bool = True,
+    ) -> TokenStore:
+        """Map the store at `path`. What is given of tokenizer, max_length and prompt must be what it was built with.
+
+        `verify` reads every file once to compare checksums; without it only names, sizes and token offsets are checked.
+        Raises `ArtifactError`: missing, incomplete or damaged, or built with something else (the message says both).
+        """
+        root = Path(path)
+        manifest = open_artifact(root, KIND, verify=verify)
+        try:
+            recipe = Recipe(**{part.name: manifest[part.name] for part in fields(Recipe)})
+            names = [shard["file"] for shard in manifest["shards"]]
+            rows = [shard["rows"] for shard in manifest["shards"]]
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(f"{root}: its manifest lacks {error}; build the store again") from error
+        wanted = {
+            "tokenizer": None if tokenizer is None else tokenizer_fingerprint(tokenizer),
+            "max_length": max_length,
+            "prompt": prompt,
+        }
+        for name, value in wanted.items():
+            built = getattr(recipe, name)
+            if value is not None and value != built:
+                raise ArtifactError(
+                    f"{root}: built with {name} {built!r}, opened for {name} {value!r}; "
+                    "use what it was built with or build another store"
+                )
+        batches = [read_shard(root / name, recipe) for name in names]
+        if [batch.num_rows for batch in batches] != rows:
+            raise ArtifactError(
+                f"{root}: shards hold other numbers of rows than the manifest says; build the store again"
+            )
+        return cls(batches, manifest, root)
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: Sequence[str],
+        tokenizer: Any,
+        *,
+        ids: Sequence[str] | None = None,
+        max_length: int,
+        prompt: str = "",
+    ) -> TokenStore:
+        """A store in memory, without files: for queries and small corpora. `texts` may be empty.
+
+        Raises `ConfigError` if `ids` and `texts` differ in length, `DataError` for duplicate ids.
+        """
+        batches, manifest = build_table(texts, tokenizer, ids=ids, max_length=max_length, prompt=prompt)
+        return cls(batches, manifest)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __repr__(self) -> str:
+        return f"TokenStore({str(self.path or 'in memory')!r}, rows={len(self)}, tokens={self.num_tokens})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process maps the files itself instead of being sent a copy.
+        if self.path is None:
+            return TokenStore, (self._batches, self.manifest)
+        return _reopen, (self.path.absolute(),)
+
+    @cached_property
+    def ids(self) -> IdColumn:
+        """Document ids in row order."""
+        return IdColumn(pa.chunked_array([batch.column("id") for batch in self._batches], pa.large_string()))
+
+    def id(self, row: int) -> str:
+        """Document id of a row. Raises `IndexError`."""
+        shard, local = self._locate(row)
+        found: str = self._batches[shard].column("id")[local].as_py()
+        return found
+
+    def positions(self, ids: Sequence[str]) -> np.ndarray:
+        """Row of each id, int64 [len(ids)], -1 where unknown; ask for many at once (`IdColumn.positions`)."""
+        return self.ids.positions(ids)
+
+    def tokens(self, row: int) -> np.ndarray:
+        """Token ids of a row with special tokens, uint16 or int32 [length]: a view. Raises `IndexError`."""
+        shard, local = self._locate(row)
+        values, offsets = self.shards[shard]
+        return values[offsets[local] : offsets[local + 1]]
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row, int32 [rows]."""
+        pieces = [np.diff(offsets) for _, offsets in self.shards]
+        return np.concatenate(pieces).astype(np.int32) if pieces else np.zeros(0, dtype=np.int32)
+
+    def document(self, row: int) -> Document:
+        """The document of a row. Raises `IndexError`, and `ArtifactError` if texts were not kept."""
+        shard, local = self._locate(row)
+        batch = self._batches[shard]
+        if not self.manifest["keep_text"]:
+            raise ArtifactError(f"{self.path}: built with keep_text=False, so it holds no texts; build it with texts")
+        return Document(*(batch.column(name)[local].as_py() for name in ("id", "text", "title")))
+
+    @property
+    def max_length(self) -> int:
+        """The limit texts were cut at, in tokens."""
+        return int(self.manifest["max_length"])
+
+    @property
+    def prompt(self) -> str:
+        """What was put before every text."""
+        return str(self.manifest["prompt"])
+
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """`tokenizer_fingerprint` of the tokenizer it was built with."""
+        return str(self.manifest["tokenizer"])
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all rows together."""
+        return int(self.manifest["tokens"])
+
+    def _locate(self, row: int) -> tuple[int, int]:
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"row {row} of a token store with {len(self)} rows")
+        row = int(row) % len(self)
+        shard = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return shard, row - int(self._starts[shard])
+
+
+def _reopen(path: Path) -> TokenStore:
+    return TokenStore.open(path, verify=False)

@@ -1,0 +1,172 @@
+"""Tokenising many texts, in any process, to exactly what `tokenizer(text, truncation=True, max_length=...)` gives.
+
+A fast tokenizer travels between processes as its serialised JSON and runs in the `tokenizers` library alone, so that a
+worker process imports neither torch nor transformers. Others are pickled whole and called.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from ance_fast.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_BATCH = 1024  # texts given to the tokenizer at once: its offsets and overflow are held for no more than these
+_PROBES = ("", "a", "The quick brown fox, 42 jumps!", "  Ünïcödé\t東京 \U0001f600 ", "one two three " * 400)
+
+
+class Tokens(NamedTuple):
+    """Token ids of n texts: `values` [tokens] of the requested dtype, `offsets` int64 [n + 1], texts that were cut."""
+
+    values: np.ndarray
+    offsets: np.ndarray
+    truncated: int
+
+
+class TextEncoder(Protocol):
+    """Turns a few texts into token ids; can be pickled."""
+
+    def ids(self, texts: Sequence[str]) -> Iterator[tuple[list[int], bool]]:
+        """(Token ids with special tokens, whether the text was cut) of each text."""
+
+
+@dataclass(frozen=True)
+class FastEncoder:
+    """A `tokenizers.Tokenizer` as its JSON, with the settings that the JSON does not carry."""
+
+    serialised: str
+    max_length: int
+    direction: str
+    encode_special_tokens: bool
+
+    def ids(self, texts: Sequence[str]) -> Iterator[tuple[list[int], bool]]:
+        """(Token ids with special tokens, whether the text was cut) of each text."""
+        for encoding in _backend(self).encode_batch_fast(list(texts)):
+            ids = encoding.ids
+            yield ids, len(ids) == self.max_length and bool(encoding.overflowing)
+
+
+@dataclass(frozen=True)
+class CalledEncoder:
+    """Any other tokenizer: called as a user would call it."""
+
+    tokenizer: Any
+    max_length: int
+
+    def ids(self, texts: Sequence[str]) -> Iterator[tuple[list[int], bool]]:
+        """(Token ids with special tokens, whether the text was cut) of each text."""
+        rows = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)["input_ids"]
+        for text, ids in zip(texts, rows, strict=True):
+            # Only a text that fills the limit can have been cut, so few are tokenised twice.
+            yield list(ids), len(ids) == self.max_length and self._whole_length(text) > len(ids)
+
+    def _whole_length(self, text: str) -> int:
+        return len(self.tokenizer(text, verbose=False)["input_ids"])
+
+
+@lru_cache(maxsize=4)
+def _backend(encoder: FastEncoder) -> Any:
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(encoder.serialised)
+    backend.no_padding()
+    backend.enable_truncation(encoder.max_length, stride=0, strategy="longest_first", direction=encoder.direction)
+    backend.encode_special_tokens = encoder.encode_special_tokens
+    return backend
+
+
+def text_encoder(tokenizer: Any, max_length: int) -> TextEncoder:
+    """The fastest encoder that gives exactly the ids of `tokenizer(text, truncation=True, max_length=max_length)`.
+
+    Raises `ConfigError` if `max_length` leaves no room beside the special tokens.
+    """
+    special = tokenizer.num_special_tokens_to_add(pair=False)
+    if not isinstance(max_length, int) or max_length <= special:
+        raise ConfigError(
+            f"max_length must be an integer above {special}, the number of special tokens, not {max_length}"
+        )
+    called = CalledEncoder(tokenizer, max_length)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return called
+    fast = FastEncoder(
+        serialised=_serialised(backend),
+        max_length=max_length,
+        direction=getattr(tokenizer, "truncation_side", "right"),
+        encode_special_tokens=bool(getattr(tokenizer, "split_special_tokens", False)),
+    )
+    # A subclass may do more in Python than its serialised form says.
+    expected = tokenizer(list(_PROBES), truncation=True, max_length=max_length)["input_ids"]
+    if [ids for ids, _ in fast.ids(_PROBES)] != [list(ids) for ids in expected]:
+        logger.warning("%s differs from its serialised form: it is called directly, slower", type(tokenizer).__name__)
+        return called
+    return fast
+
+
+def tokenize(
+    texts: Sequence[str], encoder: TextEncoder, dtype: str, advance: Callable[[int], None] | None = None
+) -> Tokens:
+    """Tokenise texts; `advance(n)` is called as each n of them are done.
+
+    Raises `ConfigError` if an id does not fit `dtype`.
+    """
+    lengths = np.zeros(len(texts) + 1, dtype=np.int64)
+    pieces: list[np.ndarray] = []
+    truncated = 0
+    limit = np.iinfo(dtype).max
+    for start in range(0, len(texts), _BATCH):
+        flat: list[int] = []
+        batch = texts[start : start + _BATCH]
+        for row, (ids, cut) in enumerate(encoder.ids(batch), start + 1):
+            flat += ids
+            lengths[row] = len(ids)
+            truncated += cut
+        piece = np.array(flat, dtype=np.int64)
+        if len(piece) and (piece.max() > limit or piece.min() < 0):
+            raise ConfigError(
+                f"token id {piece.max()} does not fit {dtype}: the tokenizer's len() is smaller than its ids"
+            )
+        pieces.append(piece.astype(dtype))
+        if advance:
+            advance(len(batch))
+    values = np.concatenate(pieces) if pieces else np.zeros(0, dtype=dtype)
+    return Tokens(values, np.cumsum(lengths), truncated)
+
+
+def token_dtype(tokenizer: Any) -> str:
+    """`uint16` where every id fits, else `int32`."""
+    return "uint16" if len(tokenizer) <= 1 << 16 else "int32"
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """BLAKE2b (128 bits, hex) of what decides a tokenizer's output.
+
+    For a fast tokenizer: its serialised JSON without truncation and padding, which every call may change. For others:
+    class, vocabulary and special tokens. Equal before and after `save_pretrained`.
+    """
+    side = getattr(tokenizer, "truncation_side", "right")
+    split = bool(getattr(tokenizer, "split_special_tokens", False))
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        body: Any = json.loads(_serialised(backend))
+    else:
+        special = {name: str(value) for name, value in getattr(tokenizer, "special_tokens_map", {}).items()}
+        body = {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab(), "special": special}
+    text = json.dumps([body, side, split], sort_keys=True)
+    return hashlib.blake2b(text.encode("utf-8"), digest_size=16).hexdigest()
+
+
+def _serialised(backend: Any) -> str:
+    state = json.loads(backend.to_str())
+    state["truncation"] = None
+    state["padding"] = None
+    return json.dumps(state, ensure_ascii=False)

@@ -1,0 +1,84 @@
+"""TREC run files, and the judgements they are scored against (`read_qrels`, from `qrels`)."""
+
+from __future__ import annotations
+
+import gzip
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from ance_fast.artifacts import atomic_file
+from ance_fast.data.qrels import read_qrels
+from ance_fast.data.text_lines import read_lines
+from ance_fast.errors import DataError
+
+__all__ = ["Run", "read_qrels", "read_run", "write_run"]
+
+Run = dict[str, dict[str, float]]
+"""Query id -> document id -> score, higher is better."""
+
+
+def read_run(path: str | Path) -> Run:
+    """Read a TREC run (`qid Q0 docid rank score tag`) or an MS MARCO run (`qid docid rank`, whose score is -rank).
+
+    The form is taken from the first line. Ranks of TREC runs are ignored, as evaluation tools do: scores decide.
+    Raises `DataError` with file and line: a wrong number of columns, a score that is no number, a document listed
+    twice.
+    """
+    run: Run = {}
+    columns = 0
+    for number, line in read_lines(path):
+        fields = line.split()
+        if not fields:
+            continue
+        columns = columns or len(fields)
+        if columns not in (3, 6):
+            raise DataError(
+                f"{path}:{number}: expected `query Q0 document rank score tag` or `query document rank`, "
+                f"got {columns} columns"
+            )
+        if len(fields) != columns:
+            raise DataError(f"{path}:{number}: expected {columns} columns as in the first line, got {len(fields)}")
+        query_id, document_id, value = fields[0], fields[-2 if columns == 3 else 2], fields[2 if columns == 3 else 4]
+        try:
+            score = -float(int(value)) if columns == 3 else float(value)
+        except ValueError:
+            name = "rank" if columns == 3 else "score"
+            raise DataError(f"{path}:{number}: {name} {value!r} is not a number") from None
+        if math.isnan(score):
+            raise DataError(f"{path}:{number}: the score is NaN, which has no place in an order")
+        scores = run.setdefault(query_id, {})
+        if document_id in scores:
+            raise DataError(f"{path}:{number}: document {document_id!r} comes twice for query {query_id!r}")
+        scores[document_id] = score
+    return run
+
+
+def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], tag: str = "ance_fast") -> None:
+    """Write a TREC run, atomically: queries in the run's order, documents by descending score, ties by document id.
+
+    Ranks count from 1 and scores keep every digit (`repr`), so that reading gives the same run. A name ending in `.gz`
+    is compressed. Raises `DataError` for a NaN score and for ids or a tag that white space would tear apart.
+    """
+    path = Path(path)
+    _refuse_torn(tag, "tag", path)
+    with (
+        atomic_file(path) as staging,
+        open(staging, "wb") as raw,
+        gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) if path.name.endswith(".gz") else raw as file,
+    ):
+        for query_id, scores in run.items():
+            _refuse_torn(query_id, "query id", path)
+            for document_id, score in scores.items():
+                _refuse_torn(document_id, "document id", path)
+                if math.isnan(score):
+                    raise DataError(f"{path}: the score of document {document_id!r} for query {query_id!r} is NaN")
+            ordered = sorted(scores.items(), key=lambda entry: (-entry[1], entry[0]))
+            for rank, (document_id, score) in enumerate(ordered, 1):
+                line = f"{query_id} Q0 {document_id} {rank} {float(score)!r} {tag}\n"
+                file.write(line.encode("utf-8"))
+
+
+def _refuse_torn(value: str, what: str, path: Path) -> None:
+    if len(value.split()) != 1 or value != value.strip():
+        raise DataError(f"{path}: {what} {value!r} is empty or holds white space, which a TREC run cannot express")

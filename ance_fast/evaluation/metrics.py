@@ -1,0 +1,152 @@
+"""Retrieval metrics of a run, computed by ir-measures.
+
+Ties: documents of equal score are ranked by document id, descending, as trec_eval does. The providers behind
+ir-measures disagree on this (RR without a cut-off follows trec_eval, RR@10 the dict), so the order is fixed before they
+see the run, and every metric of an evaluation looks at the same ranking.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ance_fast.errors import ConfigError, DataError, MissingDependencyError
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_METRICS = ("nDCG@10", "RR@10", "R@100")
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation(Mapping[str, float]):
+    """Metrics of one run; as a mapping, metric name (as asked for) -> mean over queries.
+
+    Attributes:
+        mean: metric -> mean over all queries with at least one relevant document; one missing from the run counts 0.
+        per_query: metric -> {query id: value}, over the same queries.
+        missing: those query ids that the run does not have.
+    """
+
+    mean: dict[str, float]
+    per_query: dict[str, dict[str, float]]
+    missing: tuple[str, ...] = ()
+
+    @property
+    def num_queries(self) -> int:
+        """Number of queries the means are over."""
+        return len(next(iter(self.per_query.values())))
+
+    def __getitem__(self, metric: str) -> float:
+        return self.mean[metric]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.mean)
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+
+def evaluate(
+    run: Mapping[str, Mapping[str, float]] | str | os.PathLike[str],
+    qrels: Mapping[str, Mapping[str, int]] | str | os.PathLike[str],
+    metrics: Sequence[str] = DEFAULT_METRICS,
+) -> Evaluation:
+    """Measure a run.
+
+    Args:
+        run: query id -> {document id: score}, or the path of a TREC run. Only scores count, not the order of the dict.
+        qrels: query id -> {document id: grade} (relevant above 0), or the path of a qrels file.
+        metrics: names that ir-measures knows: "nDCG@10", "RR@10" (or "MRR@10"), "R@100" (or "Recall@100"), "AP", "P@5",
+            "Success@5", "RR(rel=2)@10", ....
+
+    Queries without a relevant document are left out, as are queries of the run that nobody judged.
+
+    Raises:
+        ConfigError: unknown metric or none.
+        DataError: a malformed file, no query with a relevant document, no judged query in the run, or a NaN score.
+    """
+    measures = _parse(metrics)
+    ranked, grades = _load(run, "run"), _load(qrels, "qrels")
+    judged = {query: dict(row) for query, row in grades.items() if any(grade > 0 for grade in row.values())}
+    if not judged:
+        raise DataError(f"none of the {len(grades)} judged queries has a relevant document (grade above 0)")
+    found = {query: _strict_ranking(query, ranked[query]) for query in judged if query in ranked}
+    if not found:
+        raise DataError(
+            f"the run ({len(ranked)} queries, first {next(iter(ranked), None)!r}) and the qrels ({len(judged)}, first "
+            f"{next(iter(judged))!r}) have no query in common: wrong split or id format?"
+        )
+    missing = tuple(query for query in judged if query not in found)
+    if missing:
+        logger.warning(
+            "%d of %d judged queries are not in the run and count 0 (first: %r)", len(missing), len(judged), missing[0]
+        )
+    per_query = {name: dict.fromkeys(judged, 0.0) for name in measures}
+    for name, values in _values(measures, {query: judged[query] for query in found}, found):
+        per_query[name].update(values)
+    mean = {name: math.fsum(values.values()) / len(judged) for name, values in per_query.items()}
+    return Evaluation(mean, per_query, missing)
+
+
+def _values(measures: dict[str, Any], qrels: Any, run: Any) -> Iterator[tuple[str, dict[str, float]]]:
+    ir_measures = _import_ir_measures()
+    by_measure: dict[Any, dict[str, float]] = {}
+    for entry in ir_measures.iter_calc(list(set(measures.values())), qrels, run):
+        by_measure.setdefault(entry.measure, {})[entry.query_id] = float(entry.value)
+    return ((name, by_measure.get(measure, {})) for name, measure in measures.items())
+
+
+def _parse(metrics: Sequence[str]) -> dict[str, Any]:
+    if isinstance(metrics, str):
+        metrics = [metrics]
+    if not metrics:
+        raise ConfigError(f"no metric asked for; for example {', '.join(DEFAULT_METRICS)}")
+    ir_measures = _import_ir_measures()
+    parsed = {}
+    for name in metrics:
+        try:
+            measure = ir_measures.parse_measure(name)
+            supported = ir_measures.DefaultPipeline.supports(measure)
+        except (NameError, ValueError, TypeError, SyntaxError) as error:
+            raise ConfigError(
+                f"unknown metric {name!r} ({error}); for example {', '.join(DEFAULT_METRICS)}, AP"
+            ) from error
+        if not supported:
+            raise ConfigError(f"no installed provider computes {name!r}; for example {', '.join(DEFAULT_METRICS)}, AP")
+        parsed[name] = measure
+    return parsed
+
+
+def _strict_ranking(query: str, scores: Mapping[str, float]) -> dict[str, float]:
+    """Replace scores by falling ranks: exact in float32, in which trec_eval holds them (3.00000001 is not 3)."""
+    for document, score in scores.items():
+        if math.isnan(score):
+            raise DataError(f"query {query!r}, document {document!r}: the score is NaN")
+    # Two stable sorts, because the second key goes down as well and strings have no minus.
+    order = sorted(sorted(scores, reverse=True), key=scores.__getitem__, reverse=True)
+    return {document: float(len(order) - rank) for rank, document in enumerate(order)}
+
+
+def _load(source: Any, what: str) -> Any:
+    if isinstance(source, Mapping):
+        return source
+    if not isinstance(source, str | os.PathLike):
+        raise ConfigError(
+            f"{what} is a {type(source).__name__}; give a dict of dicts or a path (SearchResult has to_run)"
+        )
+    from ance_fast.data.trec import read_qrels, read_run
+
+    return read_run(Path(source)) if what == "run" else read_qrels(Path(source))
+
+
+def _import_ir_measures() -> Any:
+    try:
+        import ir_measures
+    except ImportError as error:
+        raise MissingDependencyError("metrics need ir-measures: pip install ir-measures") from error
+    return ir_measures

@@ -1,0 +1,173 @@
+"""The transformer under an encoder: loading it, and running it on packed tokens.
+
+`PackedBackbone` runs the model without padding where the model accepts a pluggable attention function and a probe shows
+that packed and padded outputs agree; otherwise it pads, and says why.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ance_fast.data.packing import PackedBatch
+from ance_fast.errors import ArtifactError, ConfigError
+from ance_fast.models.packed_attention import IMPLEMENTATION, PackedLayout
+
+logger = logging.getLogger(__name__)
+
+
+def load_transformer(folder: Path, dtype: torch.dtype, num_layers: int | None) -> PreTrainedModel:
+    """Load the weights in `folder`; `num_layers` keeps only the first layers. Missing weights are an error, not
+    noise."""
+    from transformers import AutoConfig, AutoModel
+
+    overrides: dict[str, Any] = {}
+    try:
+        if num_layers is not None:
+            available = AutoConfig.from_pretrained(folder).num_hidden_layers
+            if not 1 <= num_layers <= available:
+                raise ConfigError(f"num_layers={num_layers}: {folder} has {available} layers")
+            overrides["num_hidden_layers"] = num_layers
+        model, report = AutoModel.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, attn_implementation="sdpa", **overrides
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        if "attn_implementation" in str(error) or "scaled_dot_product" in str(error):
+            model, report = AutoModel.from_pretrained(folder, dtype=dtype, output_loading_info=True, **overrides)
+        else:
+            raise ArtifactError(f"{folder}: the transformer could not be loaded: {error}") from error
+    missing = [key for key in report["missing_keys"] if not key.startswith("pooler.")]
+    if missing:
+        raise ArtifactError(
+            f"{folder}: the weights lack {len(missing)} tensors of {type(model).__name__}, such as {min(missing)}; "
+            "the checkpoint belongs to another architecture or is incomplete"
+        )
+    if getattr(model, "pooler", None) is not None:
+        # No pooling here uses it: frozen, it costs no optimizer state and leaves no gradient-less parameter for DDP.
+        model.pooler.requires_grad_(False)
+    return model
+
+
+class PackedBackbone(nn.Module):
+    """A transformers encoder that maps a `PackedBatch` of T tokens to hidden states [T, hidden].
+
+    `attention`: "packed", "padded" or "auto" (packed when the model supports it and the probe agrees). `mode` and
+    `reason` say what was chosen and why.
+    """
+
+    def __init__(self, model: PreTrainedModel, attention: str = "auto", pad_token_id: int = 0) -> None:
+        super().__init__()
+        if attention not in ("auto", "packed", "padded"):
+            raise ConfigError(f"attention={attention!r}: choose auto, packed or padded")
+        self.model = model
+        self.pad_token_id = pad_token_id
+        self.position_offset = _position_offset(model)
+        self._padded_implementation = model.config._attn_implementation
+        self.mode, self.reason = "padded", "asked for"
+        if attention != "padded":
+            self.mode, self.reason = self._choose()
+            if attention == "packed" and self.mode != "packed":
+                raise ConfigError(f"attention='packed' is not possible: {self.reason}")
+        self._use(self.mode)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @property
+    def max_positions(self) -> int | None:
+        """The longest sequence the position table allows, or None when positions are not a table."""
+        table = getattr(self.model.config, "max_position_embeddings", None)
+        return None if table is None else int(table) - self.position_offset
+
+    def set_dropout(self, probability: float) -> None:
+        """Set every dropout of the model, those that attention layers keep as plain numbers included."""
+        for module in self.model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = probability
+            for name in ("dropout_prob", "attention_dropout"):
+                if isinstance(getattr(module, name, None), float):
+                    setattr(module, name, probability)
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """Hidden states [T, hidden] of the batch's tokens, in packed order."""
+        if len(batch.input_ids) == 0:
+            return torch.zeros(0, self.model.config.hidden_size, device=self.device, dtype=self.dtype)
+        return self._packed(batch) if self.mode == "packed" else self._padded(batch)
+
+    def _packed(self, batch: PackedBatch) -> Tensor:
+        positions = batch.position_ids + self.position_offset if self.position_offset else batch.position_ids
+        output = self.model(
+            input_ids=batch.input_ids.unsqueeze(0),
+            position_ids=positions.unsqueeze(0),
+            packed_layout=PackedLayout.from_lengths(batch.lengths, batch.cu_seqlens),
+        )
+        return output.last_hidden_state[0]
+
+    def _padded(self, batch: PackedBatch) -> Tensor:
+        columns = torch.arange(batch.max_seqlen, device=self.device)
+        mask = columns < torch.diff(batch.cu_seqlens).unsqueeze(1)
+        ids = torch.full(mask.shape, self.pad_token_id, device=self.device, dtype=torch.long)
+        ids[mask] = batch.input_ids
+        return self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state[mask]
+
+    def _use(self, mode: str) -> None:
+        self.model.set_attn_implementation(IMPLEMENTATION if mode == "packed" else self._padded_implementation)
+
+    def _choose(self) -> tuple[str, str]:
+        if not getattr(self.model, "_supports_attention_backend", False):
+            return "padded", f"{type(self.model).__name__} does not support pluggable attention functions"
+        if self.device.type == "cuda" and self.dtype == torch.float32:
+            return "padded", "variable-length attention on CUDA needs fp16 or bf16"
+        try:
+            difference = self._probe()
+        except (TypeError, ValueError, RuntimeError, ImportError, KeyError) as error:
+            return "padded", f"the packed probe failed: {error}"
+        tolerance = 1e-4 if self.dtype == torch.float32 else 5e-2
+        if not difference <= tolerance:
+            return "padded", f"packed and padded outputs differ by {difference:.1e}"
+        return "packed", f"packed equals padded to {difference:.0e}"
+
+    @torch.no_grad()
+    def _probe(self) -> float:
+        """Largest relative difference between packed and padded hidden states on three short sequences."""
+        lengths = np.array([3, 3, 7])
+        vocabulary = min(self.model.config.vocab_size, 1000)
+        ids = torch.arange(int(lengths.sum()), device=self.device) * 37 % (vocabulary - 8) + 8
+        batch = PackedBatch(
+            input_ids=ids,
+            position_ids=torch.cat([torch.arange(n) for n in lengths]).to(self.device),
+            cu_seqlens=torch.tensor([0, 3, 6, 13], dtype=torch.int32, device=self.device),
+            max_seqlen=7,
+            rows=np.arange(3),
+        )
+        training = self.model.training
+        self.model.eval()
+        try:
+            self._use("padded")
+            padded = self._padded(batch).float()
+            self._use("packed")
+            packed = self._packed(batch).float()
+        finally:
+            self.model.train(training)
+        return ((packed - padded).abs().max() / padded.abs().max().clamp_min(1e-6)).item()
+
+
+def _position_offset(model: PreTrainedModel) -> int:
+    """RoBERTa and its kin number positions from padding_idx + 1."""
+    embeddings = getattr(model, "embeddings", None)
+    if embeddings is not None and hasattr(embeddings, "create_position_ids_from_input_ids"):
+        return int(embeddings.padding_idx) + 1
+    return 0

@@ -1,0 +1,418 @@
+"""`Encoder`: text or packed tokens in, embeddings out."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ance_fast.artifacts import staged_artifact
+from ance_fast.data.packing import PackedBatch, Packer, Shard, TokenTable
+from ance_fast.data.tokenize import TextEncoder, Tokens, text_encoder, token_dtype, tokenize
+from ance_fast.errors import ArtifactError, ConfigError, MissingDependencyError
+from ance_fast.models.backbone import PackedBackbone, load_transformer
+from ance_fast.models.layouts import CheckpointLayout, HeadModule, read_layout, resolve_checkpoint, write_layout
+from ance_fast.ops import pool_normalize
+from ance_fast.progress import progress_bar
+
+KIND = "encoder"
+
+# A CPU wants a working set that stays in its caches; a GPU wants full waves.
+DEFAULT_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
+
+
+class Encoder(nn.Module):
+    """A bi-encoder tower: transformer -> pooling -> optional Dense/LayerNorm modules -> optional L2 normalisation.
+
+    Make one with `Encoder.load`. Calling it on a `PackedBatch` gives embeddings float32 [B, dim]; `encode*` take texts.
+    """
+
+    def __init__(self, backbone: PackedBackbone, tokenizer: Any, layout: CheckpointLayout) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.head = nn.ModuleList(_head_module(spec) for spec in layout.head)
+        longest = min(layout.max_seq_length or tokenizer.model_max_length, backbone.max_positions or 10**9, 8192)
+        self.layout = dataclasses.replace(
+            layout,
+            max_seq_length=longest,
+            max_query_length=min(layout.max_query_length or longest, longest),
+            max_document_length=min(layout.max_document_length or longest, longest),
+        )
+        self._text_encoders: dict[int, TextEncoder] = {}
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str,
+        device: str = "auto",
+        dtype: str = "auto",
+        attention: str = "auto",
+        *,
+        pooling: str | None = None,
+        normalize: bool | None = None,
+        num_layers: int | None = None,
+        max_query_length: int | None = None,
+        max_document_length: int | None = None,
+    ) -> Encoder:
+        """Load a Hugging Face or sentence-transformers checkpoint (folder or hub id).
+
+        `dtype`: "auto" is float32 on the CPU (half precision is slower there) and float16 on CUDA. `attention`:
+        "packed" runs without padding, "padded" with it, "auto" packs when the model supports it. `pooling` (mean,
+        cls, max, last), `normalize` and the lengths override what the checkpoint says; a plain Hugging Face folder
+        says nothing and gets mean pooling without normalisation. `num_layers` keeps the first layers only.
+
+        Raises `ArtifactError` for missing, incomplete or foreign checkpoints, `ConfigError` for unsupported modules.
+        """
+        from transformers import AutoTokenizer
+
+        folder = resolve_checkpoint(name_or_path)
+        layout = read_layout(folder)
+        changes: dict[str, Any] = {
+            "pooling": pooling,
+            "normalize": normalize,
+            "max_query_length": max_query_length,
+            "max_document_length": max_document_length,
+        }
+        layout = dataclasses.replace(layout, **{key: value for key, value in changes.items() if value is not None})
+        if layout.pooling not in ("mean", "cls", "max", "last"):
+            raise ConfigError(f"pooling={layout.pooling!r}: choose mean, cls, max or last")
+        place = _device(device)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(layout.transformer)
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{layout.transformer}: the tokenizer could not be loaded: {error}") from error
+        if layout.lower_case:
+            _lower_case(tokenizer)
+        model = load_transformer(layout.transformer, _dtype(dtype, place), num_layers).eval()
+        nn.Module.to(model, place)
+        encoder = cls(PackedBackbone(model, attention, tokenizer.pad_token_id or 0), tokenizer, layout)
+        for module, spec in zip(encoder.head, layout.head, strict=True):
+            _load_head(module, spec)
+        encoder.head.to(place)
+        return encoder.eval()
+
+    # ---- properties ----
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.device
+
+    @property
+    def dim(self) -> int:
+        """Width of the embeddings."""
+        dense = [spec.config["out_features"] for spec in self.layout.head if spec.kind == "Dense"]
+        return int(dense[-1]) if dense else int(self.backbone.model.config.hidden_size)
+
+    @property
+    def max_query_length(self) -> int:
+        return int(self.layout.max_query_length or 0)
+
+    @property
+    def max_document_length(self) -> int:
+        return int(self.layout.max_document_length or 0)
+
+    @property
+    def query_prompt(self) -> str:
+        return self.layout.prompts.get("query", "")
+
+    @property
+    def document_prompt(self) -> str:
+        prompts = self.layout.prompts
+        return next((prompts[name] for name in ("document", "passage", "corpus") if name in prompts), "")
+
+    def set_lengths(self, max_query_length: int | None = None, max_document_length: int | None = None) -> None:
+        """Change where queries and documents are cut, in tokens (`ConfigError` beyond what the model can take)."""
+        for name, value in (("max_query_length", max_query_length), ("max_document_length", max_document_length)):
+            if value is None:
+                continue
+            if not 3 <= value <= int(self.layout.max_seq_length or 0):
+                raise ConfigError(f"{name}={value}: this encoder takes 3 to {self.layout.max_seq_length} tokens")
+            change: dict[str, Any] = {name: value}
+            self.layout = dataclasses.replace(self.layout, **change)
+
+    def info(self) -> dict[str, str]:
+        """How this encoder runs: architecture, device, dtype, packed or padded attention and why."""
+        return {
+            "architecture": type(self.backbone.model).__name__,
+            "device": str(self.device),
+            "dtype": str(self.backbone.dtype).removeprefix("torch."),
+            "attention": self.backbone.mode,
+            "attention_reason": self.backbone.reason,
+            "pooling": self.layout.pooling + ("+l2" if self.layout.normalize else ""),
+        }
+
+    def fingerprint(self) -> str:
+        """BLAKE2b over weights, pooling, head, lengths, prompts: equal exactly when embeddings are comparable."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        layout = self.layout
+        settings = (
+            layout.pooling,
+            layout.normalize,
+            layout.max_query_length,
+            layout.max_document_length,
+            layout.prompts,
+        )
+        digest.update(repr((settings, [spec.config for spec in layout.head])).encode())
+        return digest.hexdigest()
+
+    # ---- embedding ----
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """Embeddings float32 [B, dim] of the batch's sequences, in packed order."""
+        hidden = self.backbone(batch)
+        last = "l2" if self.layout.normalize and not len(self.head) else "none"
+        pooled = pool_normalize(
+            hidden,
+            batch.cu_seqlens,
+            mode=self.layout.pooling,
+            norm=last,
+            out_dtype=torch.float32,
+        )
+        for module in self.head:
+            pooled = module(pooled)
+        return F.normalize(pooled, dim=-1) if self.layout.normalize and len(self.head) else pooled
+
+    @torch.no_grad()
+    def encode_tokens(
+        self,
+        table: TokenTable | Sequence[Shard],
+        rows: np.ndarray | None = None,
+        *,
+        batch_tokens: int | None = None,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Embed rows of a token table (all by default): float32 [n, dim] on the encoder's device, in the order asked
+        for.
+
+        `batch_tokens` is the token budget of one forward pass; `on_progress` is called with the sequences done since
+        its last call.
+        """
+        training = self.training
+        self.eval()
+        packer = Packer(table)
+        count = len(packer) if rows is None else len(rows)
+        out = torch.zeros(count, self.dim, device=self.device)
+        budget = batch_tokens or DEFAULT_BATCH_TOKENS.get(self.device.type, 4096)
+        try:
+            for batch in packer.batches(rows, token_budget=budget):
+                out[torch.as_tensor(batch.rows, device=self.device)] = self(batch.to(self.device))
+                if on_progress is not None:
+                    on_progress(len(batch))
+        finally:
+            self.train(training)
+        return out
+
+    def encode(
+        self,
+        inputs: str | Sequence[str],
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        max_length: int | None = None,
+        batch_tokens: int | None = None,
+        normalize_embeddings: bool | None = None,
+        truncate_dim: int | None = None,
+        output: str = "numpy",
+        show_progress_bar: bool = False,
+    ) -> Any:
+        """Embed texts: a string gives [dim], a list [n, dim], float32.
+
+        `prompt` (or the checkpoint's prompt called `prompt_name`, or its default) is put before every text. Texts are
+        cut at `max_length` tokens (the checkpoint's by default). `normalize_embeddings=True` L2-normalises on top of
+        what the checkpoint does. `truncate_dim` keeps the first dimensions (Matryoshka), before normalising.
+        `output`: "numpy", "torch" or "cupy" (the last two on the encoder's device, ordered on the current stream).
+
+        Raises `ConfigError` for an unknown prompt name or output, `TypeError` for inputs that are not text.
+        """
+        if output not in ("numpy", "torch", "cupy"):
+            raise ConfigError(f"output={output!r}: choose numpy, torch or cupy")
+        texts = [inputs] if isinstance(inputs, str) else list(inputs)
+        for position, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TypeError(f"inputs[{position}] is {type(text).__name__}, expected str")
+        prefix = self._prompt(prompt, prompt_name)
+        tokens = self._tokenize([prefix + text for text in texts], max_length or int(self.layout.max_seq_length or 0))
+        with _progress(show_progress_bar, len(texts)) as on_progress:
+            embeddings = self.encode_tokens(
+                [(tokens.values, tokens.offsets)], batch_tokens=batch_tokens, on_progress=on_progress
+            )
+        if truncate_dim is not None:
+            embeddings = embeddings[:, :truncate_dim]
+        if normalize_embeddings or (truncate_dim is not None and self.layout.normalize):
+            embeddings = F.normalize(embeddings, dim=-1)
+        return _export(embeddings[0] if isinstance(inputs, str) else embeddings, output)
+
+    def encode_query(self, inputs: str | Sequence[str], **options: Any) -> Any:
+        """`encode` with the checkpoint's query prompt and maximum query length."""
+        return self.encode(inputs, **{"prompt": self.query_prompt, "max_length": self.max_query_length, **options})
+
+    def encode_document(self, inputs: str | Sequence[str], **options: Any) -> Any:
+        """`encode` with the checkpoint's document prompt and maximum document length."""
+        return self.encode(
+            inputs, **{"prompt": self.document_prompt, "max_length": self.max_document_length, **options}
+        )
+
+    # ---- saving ----
+
+    def save(self, path: str | Path) -> None:
+        """Write a sentence-transformers folder that `Encoder.load` and `SentenceTransformer` open; whole or not at
+        all."""
+        manifest = {"fingerprint": self.fingerprint()}
+        with staged_artifact(path, KIND, manifest) as folder:
+            self.write(folder)
+
+    def write(self, folder: Path) -> None:
+        """Write the files of `save` into an existing folder, without its guarantees."""
+        self.backbone.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        hidden_size = int(self.backbone.model.config.hidden_size)
+        head_folders = write_layout(folder, self.layout, hidden_size, self.dim)
+        for module, path in zip(self.head, head_folders, strict=True):
+            save_file(
+                {key: value.contiguous() for key, value in module.state_dict().items()}, path / "model.safetensors"
+            )
+
+    def load_weights(self, path: str | Path) -> None:
+        """Replace the weights by those of a checkpoint folder of the same architecture (`ArtifactError` otherwise)."""
+        other = Encoder.load(str(path), device="cpu", dtype=str(self.backbone.dtype).removeprefix("torch."))
+        theirs, ours = other.state_dict(), self.state_dict()
+        different = [k for k in ours.keys() | theirs.keys() if k not in ours or k not in theirs]
+        different += [k for k in ours.keys() & theirs.keys() if ours[k].shape != theirs[k].shape]
+        if different:
+            raise ArtifactError(
+                f"{path}: another architecture than this encoder ({len(different)} tensors differ, such as "
+                f"{sorted(different)[0]})"
+            )
+        self.load_state_dict(theirs)
+
+    # ---- private ----
+
+    def _prompt(self, prompt: str | None, name: str | None) -> str:
+        if prompt is not None:
+            return prompt
+        name = name if name is not None else self.layout.default_prompt_name
+        if name is None:
+            return ""
+        if name not in self.layout.prompts:
+            raise ConfigError(f"prompt_name={name!r}: the checkpoint's prompts are {sorted(self.layout.prompts)}")
+        return self.layout.prompts[name]
+
+    def _tokenize(self, texts: list[str], max_length: int) -> Tokens:
+        if max_length not in self._text_encoders:
+            self._text_encoders[max_length] = text_encoder(self.tokenizer, max_length)
+        return tokenize(texts, self._text_encoders[max_length], token_dtype(self.tokenizer))
+
+
+class _Dense(nn.Module):
+    """sentence-transformers' Dense: activation(linear(x)), plus x when the module is residual."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        width_in, width_out = config["in_features"], config["out_features"]
+        self.linear = nn.Linear(width_in, width_out, bias=config.get("bias", True))
+        self.activation = _activation(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
+        self.use_residual = bool(config.get("use_residual", False))
+        if self.use_residual and width_in != width_out:
+            self.residual = nn.Linear(width_in, width_out, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.activation(self.linear(x))
+        if self.use_residual:
+            out = out + (self.residual(x) if hasattr(self, "residual") else x)
+        return out
+
+
+class _LayerNorm(nn.Module):
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config["dimension"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(x)
+        return out
+
+
+def _head_module(spec: HeadModule) -> nn.Module:
+    return _Dense(spec.config) if spec.kind == "Dense" else _LayerNorm(spec.config)
+
+
+def _load_head(module: nn.Module, spec: HeadModule) -> None:
+    if spec.weights is None:
+        return
+    safe, legacy = spec.weights / "model.safetensors", spec.weights / "pytorch_model.bin"
+    if not safe.is_file() and not legacy.is_file():
+        raise ArtifactError(f"{spec.weights}: no weights (model.safetensors or pytorch_model.bin)")
+    state = load_file(safe) if safe.is_file() else torch.load(legacy, map_location="cpu", weights_only=True)
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise ArtifactError(f"{spec.weights}: the weights do not fit the {spec.kind} module: {error}") from error
+
+
+def _activation(name: str) -> nn.Module:
+    module, _, cls = name.rpartition(".")
+    if not module.startswith("torch.nn"):
+        raise ConfigError(f"Dense activation {name!r} is not a torch.nn module")
+    made: nn.Module = getattr(importlib.import_module(module), cls)()
+    return made
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device={name!r}: no CUDA device is visible to torch {torch.__version__}")
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    dtype = getattr(torch, name, None)
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ConfigError(f"dtype={name!r}: choose auto, float32, float16 or bfloat16")
+    return dtype
+
+
+def _lower_case(tokenizer: Any) -> None:
+    """Old checkpoints say `do_lower_case` beside a cased tokenizer and mean: lower-case the text first."""
+    from tokenizers.normalizers import Lowercase, Sequence
+
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer = Sequence([Lowercase(), *([backend.normalizer] if backend.normalizer is not None else [])])
+
+
+@contextmanager
+def _progress(show: bool, total: int) -> Iterator[Callable[[int], None] | None]:
+    if not show:
+        yield None
+        return
+    with progress_bar("encoding", total, "passages") as advance:
+        yield advance
+
+
+def _export(embeddings: Tensor, output: str) -> Any:
+    if output == "numpy":
+        return embeddings.cpu().numpy()
+    if output == "torch":
+        return embeddings
+    try:
+        import cupy
+    except ImportError as error:
+        raise MissingDependencyError("output='cupy' needs CuPy: pip install 'ance_fast[gpu]'") from error
+    return cupy.from_dlpack(embeddings)

@@ -1,0 +1,255 @@
+"""Softmax loss over a batch of candidates, in row chunks, with its gradient computed in the forward pass.
+
+For a chunk of rows the logits S = scale * q p^T exist once, in fp32; they are masked, reduced, and overwritten by
+P - onehot, from which two GEMMs give the chunk's share of both gradients: 6 B N D FLOPs in all and
+O((B + N) D + chunk_rows N) memory, where autograd over the whole matrix keeps O(B N). The chunks are visited in order,
+so results do not change from run to run. `contrastive_loss_reference` is the specification.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ance_fast.errors import ConfigError
+from ance_fast.ops.contrastive_problem import (
+    Problem,
+    build_problem,
+    check_index,
+    check_ragged,
+    expand,
+    target_lists,
+    transpose,
+)
+from ance_fast.ops.dispatch import dispatch
+from ance_fast.ops.loss_wiring import (
+    accumulate_dtype,
+    check_embeddings,
+    check_scale,
+    differentiate_once,
+    scale_tensor,
+    softplus,
+)
+
+# Of fp32 logits: fits the L2 cache of a current GPU, and is small beside the embeddings on a CPU.
+CHUNK_BYTES = 24 * 2**20
+
+
+def contrastive_loss(
+    q: Tensor,
+    p: Tensor,
+    *,
+    labels: Tensor | tuple[Tensor, Tensor] | None = None,
+    doc_ids: Tensor | None = None,
+    positives: tuple[Tensor, Tensor] | None = None,
+    scale: float | Tensor = 1.0,
+    chunk_rows: int | None = None,
+    bidirectional: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Mean over rows of -log softmax of each row's target among all candidates that are not known positives.
+
+    q: [B, D] anchors; p: [N, D] candidates, same dtype.
+    labels: int64 [B], the target column of each row (default: column i for row i), or several targets as CSR
+        (offsets int64 [B + 1], columns int64): then the mean over them, each with the other targets left out of its
+        denominator. A row without a target contributes 0 and still counts in the mean.
+    doc_ids: int64 [N], the document in each column. positives: CSR (offsets int64 [B + 1], document ids int64), the
+        documents known to answer each row; needs doc_ids. Masked, that is left out of a row's denominator, are columns
+        whose document is one of the row's positives or the document of one of its targets, targets themselves excepted.
+    scale: number or one-element tensor, the inverse temperature.
+    chunk_rows: rows of logits held at once; default about 24 MB of them, a multiple of 64.
+    bidirectional: average with the loss in the other direction: anchors are the columns that are a target of some row,
+        candidates all rows, targets and masks transposed (a row that has the anchor's document among its positives or
+        target documents is masked), mean over anchors.
+
+    Returns a 0-dim tensor, 0 for B = 0; logits and sums are fp32 whatever the input dtype and autocast (fp64 for
+    fp64). Differentiable once in q, p and a tensor scale: a double backward raises RuntimeError (backend="reference"
+    allows it); without grad no gradient is computed. Raises ConfigError for wrong shapes, dtypes or devices and, on the
+    CPU, for targets outside the N columns and offsets that do not rise to their values.
+
+    Relations: in-batch InfoNCE is labels=None with p = [B, D]; mined negatives are further columns of p.
+    `pairwise_loss` is ANCE's own loss and sees one negative at a time.
+    """
+    check_embeddings("q", q, ("B", "D"))
+    check_embeddings("p", p, ("N", "D"), like=q)
+    if q.shape[1] != p.shape[1]:
+        raise ConfigError(f"q and p must have the same width, got {list(q.shape)} and {list(p.shape)}")
+    if chunk_rows is not None and chunk_rows < 1:
+        raise ConfigError(f"chunk_rows is {chunk_rows}; it must be at least 1")
+    check_scale(scale)
+    targets = target_lists(labels, q, p)
+    check_index("doc_ids", doc_ids, q)
+    if doc_ids is not None and doc_ids.shape[0] != p.shape[0]:
+        raise ConfigError(f"doc_ids must have one entry for each of the {p.shape[0]} columns, got {doc_ids.shape[0]}")
+    if positives is not None:
+        if doc_ids is None:
+            raise ConfigError("positives lists documents, so doc_ids must say which document each column holds")
+        check_ragged("positives", positives, q)
+    if dispatch("contrastive_loss", q.device, q.dtype, backend) == "reference":
+        return contrastive_loss_reference(
+            q, p, labels=targets, doc_ids=doc_ids, positives=positives, scale=scale, bidirectional=bidirectional
+        )
+    factor = scale_tensor(scale)
+    recording = torch.is_grad_enabled()
+    need_q = recording and (q.requires_grad or factor.requires_grad)  # the gradient of scale is read off that of q
+    need_p = recording and p.requires_grad
+    offsets, documents = positives if positives is not None else (None, None)
+    result: tuple[Tensor, ...] = _forward(
+        q, p, factor, *targets, doc_ids, offsets, documents, chunk_rows or 0, bidirectional, need_q, need_p
+    )
+    return result[0]
+
+
+def contrastive_loss_reference(
+    q: Tensor,
+    p: Tensor,
+    *,
+    labels: Tensor | tuple[Tensor, Tensor] | None = None,
+    doc_ids: Tensor | None = None,
+    positives: tuple[Tensor, Tensor] | None = None,
+    scale: float | Tensor = 1.0,
+    bidirectional: bool = False,
+) -> Tensor:
+    """What `contrastive_loss` computes, over the whole [B, N] matrix, in plain differentiable torch."""
+    dtype = accumulate_dtype(q)
+    with torch.autocast(q.device.type, enabled=False):
+        logits = scale_tensor(scale).to(dtype) * (q.to(dtype) @ p.to(dtype).T)
+    offsets, columns = target_lists(labels, q, p)
+    rows = expand(offsets, columns.shape[0])
+    count = torch.zeros_like(logits).index_put_((rows, columns), logits.new_ones(()), accumulate=True)
+    known = torch.zeros_like(logits, dtype=torch.bool)
+    if doc_ids is not None:
+        same_as_target = (doc_ids[None, :] == doc_ids[columns][:, None]).to(dtype)
+        known |= logits.new_zeros(logits.shape).index_add(0, rows, same_as_target) > 0
+    if doc_ids is not None and positives is not None:
+        is_positive = (doc_ids[None, :] == positives[1][:, None]).to(dtype)
+        owners = expand(positives[0], positives[1].shape[0])
+        known |= logits.new_zeros(logits.shape).index_add(0, owners, is_positive) > 0
+    forward = _row_losses(logits, count, known)
+    loss = forward.sum() / max(logits.shape[0], 1)
+    if not bidirectional:
+        return loss
+    anchors = (count > 0).any(0)
+    backward = _row_losses(logits.T, count.T, known.T)
+    return (loss + torch.where(anchors, backward, 0).sum() / anchors.sum().clamp(min=1)) / 2
+
+
+def _row_losses(logits: Tensor, count: Tensor, known: Tensor) -> Tensor:
+    """[rows] mean over a row's targets (count: how often each column is one) of -log softmax among its negatives."""
+    negatives = logits.masked_fill(known | (count > 0), -torch.inf)
+    # A row without negatives has logsumexp -inf, whose derivative is NaN; its loss is 0.
+    lonely = torch.isneginf(negatives).all(1, keepdim=True)
+    rest = torch.where(lonely, -torch.inf, torch.where(lonely, 0.0, negatives).logsumexp(1, keepdim=True))
+    terms = torch.where(count > 0, softplus(rest - logits), 0) * count
+    return terms.sum(1) / count.sum(1).clamp(min=1)
+
+
+@torch.library.custom_op("ance_fast::contrastive_loss", mutates_args=())
+def _forward(
+    q: Tensor,
+    p: Tensor,
+    scale: Tensor,
+    target_offsets: Tensor,
+    target_columns: Tensor,
+    doc_ids: Tensor | None,
+    positive_offsets: Tensor | None,
+    positive_documents: Tensor | None,
+    chunk_rows: int,
+    bidirectional: bool,
+    need_q: bool,
+    need_p: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss and, if needed, its gradients in q, p and scale in the accumulation dtype (else empty)."""
+    dtype = accumulate_dtype(q)
+    with torch.autocast(q.device.type, enabled=False):
+        wide_q, wide_p, factor = q.to(dtype), p.to(dtype), scale.to(dtype)
+        problem = build_problem((target_offsets, target_columns), doc_ids, positive_offsets, positive_documents)
+        loss, grad_q, grad_p = _chunked(wide_q, wide_p, factor, problem, chunk_rows, need_q, need_p)
+        if bidirectional:
+            anchors, other = transpose(problem, wide_p.shape[0])
+            loss_p, grad_anchors, grad_rows = _chunked(
+                wide_p[anchors], wide_q, factor, other, chunk_rows, need_p, need_q
+            )
+            loss = (loss + loss_p) / 2
+            if need_q:
+                grad_q = grad_q.add_(grad_rows).div_(2)
+            if need_p:
+                grad_p = grad_p.index_add_(0, anchors, grad_anchors).div_(2)
+        # d loss / d scale = sum_ij (P - onehot)_ij (q p^T)_ij = sum_i q_i . (the unscaled gradient of q)_i
+        grad_scale = (wide_q * grad_q).sum().to(scale.device) if need_q else scale.new_empty(0, dtype=dtype)
+        if need_q:
+            grad_q *= factor
+        if need_p:
+            grad_p *= factor
+        return loss, grad_q, grad_p, grad_scale
+
+
+@_forward.register_fake
+def _(
+    q: Tensor,
+    p: Tensor,
+    scale: Tensor,
+    target_offsets: Tensor,
+    target_columns: Tensor,
+    doc_ids: Tensor | None,
+    positive_offsets: Tensor | None,
+    positive_documents: Tensor | None,
+    chunk_rows: int,
+    bidirectional: bool,
+    need_q: bool,
+    need_p: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dtype = accumulate_dtype(q)
+    return (
+        q.new_empty((), dtype=dtype),
+        q.new_empty(q.shape if need_q else (0,), dtype=dtype),
+        p.new_empty(p.shape if need_p else (0,), dtype=dtype),
+        scale.new_empty(() if need_q else (0,), dtype=dtype),
+    )
+
+
+differentiate_once(_forward, gradients=3)
+
+
+def default_chunk_rows(columns: int, rows: int) -> int:
+    """Rows whose fp32 logits take about CHUNK_BYTES: a multiple of 64, at least 64, at most `rows`."""
+    wanted = CHUNK_BYTES // (4 * max(columns, 1)) // 64 * 64
+    return max(1, min(rows, max(64, wanted)))
+
+
+def _chunked(
+    q: Tensor, p: Tensor, scale: Tensor, problem: Problem, chunk_rows: int, need_q: bool, need_p: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean loss over rows of q and its gradients in q and p, before the factor `scale`."""
+    batch, columns = q.shape[0], p.shape[0]
+    step = min(chunk_rows or default_chunk_rows(columns, batch), max(batch, 1))
+    grad_q = torch.empty_like(q) if need_q else q.new_empty(0)
+    grad_p = torch.zeros_like(p) if need_p else p.new_empty(0)
+    total = q.new_zeros(())
+    for begin, chunk in problem.chunks(step):
+        rows, targets = chunk.target_rows, chunk.target_columns
+        block = q[begin : begin + step]
+        logits = (block @ p.T).mul_(scale)
+        target_logits = logits[rows, targets]
+        if (mask := chunk.mask(block.shape[0])) is not None:
+            logits.masked_fill_(mask, -torch.inf)
+        logits[rows, targets] = -torch.inf
+        rest = logits.logsumexp(1)  # of the negatives alone; -inf without any
+        share = 1 / torch.bincount(rows, minlength=block.shape[0]).clamp(min=1).to(q.dtype)[rows]
+        # -log(exp(t) / (exp(t) + exp(rest))), t the target's logit
+        margin = rest[rows] - target_logits
+        total += (softplus(margin) * share).sum()
+        if not (need_q or need_p):
+            continue
+        slope = torch.sigmoid(margin) * share
+        weight = rest.new_zeros(block.shape[0]).index_add_(0, rows, slope)
+        finite = torch.where(torch.isneginf(rest), 0, rest)
+        # P - onehot without 1/B and scale, which would underflow in narrower types.
+        workspace = logits.sub_(finite[:, None]).exp_().mul_(weight[:, None])
+        workspace.index_put_((rows, targets), -slope, accumulate=True)
+        if need_q:
+            torch.mm(workspace, p, out=grad_q[begin : begin + step])
+        if need_p:
+            grad_p.addmm_(workspace.T, block)
+    count = max(batch, 1)
+    return total / count, grad_q.div_(count), grad_p.div_(count)

@@ -1,0 +1,151 @@
+"""Which implementation of an op runs, why, and how often each one did.
+
+Every op lists its backends best first. `choose` takes the first that serves the tensor's device and dtype. A backend
+that serves them but cannot run here (the compiled extension does not import) makes the choice a *fallback*: it is
+logged once, and an error when ANCE_FAST_STRICT=1. A GPU kernel of an op is added as one `Backend` line in front of
+"torch".
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from ance_fast.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_COUNTS: Counter[tuple[str, str, str]] = Counter()
+
+
+class Choice(NamedTuple):
+    backend: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation: the device types and dtypes it serves (None: all), the reason to give for choosing it on a
+    device type, and what it lacks here (None: nothing)."""
+
+    name: str
+    reason: Callable[[str], str]
+    devices: frozenset[str] | None = None
+    dtypes: frozenset[torch.dtype] | None = None
+    missing: Callable[[], str | None] = lambda: None
+
+
+@functools.cache
+def extension_problem() -> str | None:
+    """Why the compiled extension cannot be used, or None."""
+    try:
+        from ance_fast import _C
+    except ImportError as error:
+        return f"the compiled extension does not import ({error})"
+    return None if hasattr(_C, "pool_normalize_forward") else "the compiled extension is from another version"
+
+
+def _cpp_reason(_: str) -> str:
+    if extension_problem():
+        return "C++ kernel"
+    from ance_fast import _C
+
+    return f"C++ kernel, {_C.best_isa()}"
+
+
+def _torch_reason(device: str) -> str:
+    return "plain torch" if device == "cpu" else "GPU kernel not built yet"
+
+
+_TORCH = Backend("torch", _torch_reason)
+_REFERENCE = Backend("reference", lambda _: "asked for by name")
+_CPP_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
+_CPP = Backend("cpp", _cpp_reason, frozenset({"cpu"}), _CPP_DTYPES, extension_problem)
+_CHUNKED = Backend("torch", lambda d: "torch in row chunks" + ("" if d == "cpu" else ", GPU kernel not built yet"))
+
+BACKENDS: dict[str, tuple[Backend, ...]] = {
+    "pool_normalize": (_CPP, _TORCH, _REFERENCE),
+    "contrastive_loss": (_CHUNKED, _REFERENCE),
+    "pairwise_loss": (_TORCH, _REFERENCE),
+    "topk_inner_product": (_CHUNKED,),
+}
+
+
+def choose(op: str, device: torch.device | str, dtype: torch.dtype, backend: str = "auto") -> Choice:
+    """The backend that `op` uses for tensors of this device and dtype, and the reason. Does not count.
+
+    Raises ConfigError for an unknown or unavailable forced backend, and for a fallback under ANCE_FAST_STRICT=1.
+    """
+    kind = torch.device(device).type
+    candidates = BACKENDS[op]
+    if backend != "auto":
+        for candidate in candidates:
+            if candidate.name == backend:
+                problem = _unserved(candidate, kind, dtype) or candidate.missing()
+                if problem:
+                    raise ConfigError(f"{op}: backend {backend!r} is not available: {problem}")
+                return Choice(backend, candidate.reason(kind))
+        names = ", ".join(["auto", *(candidate.name for candidate in candidates)])
+        raise ConfigError(f"{op}: backend is {backend!r}; it must be one of {names}")
+    missing: str | None = None
+    for candidate in candidates:
+        if _unserved(candidate, kind, dtype):
+            continue
+        problem = candidate.missing()
+        if problem is None:
+            reason = candidate.reason(kind)
+            return Choice(candidate.name, f"fallback: {missing}" if missing else reason)
+        missing = problem
+        if os.environ.get("ANCE_FAST_STRICT") == "1":
+            raise ConfigError(f"{op}: backend {candidate.name!r} is missing and ANCE_FAST_STRICT=1: {problem}")
+        _warn_once(op, candidate.name, problem)
+    raise ConfigError(f"{op}: no backend for {dtype} on {kind}")
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def dispatch(op: str, device: torch.device, dtype: torch.dtype, backend: str) -> str:
+    """`choose`, counted. Under torch.compile it runs, and counts, once when the graph is traced."""
+    name = choose(op, device, dtype, backend).backend
+    _COUNTS[op, device.type, name] += 1
+    return name
+
+
+def dispatch_counts() -> dict[str, int]:
+    """How often each backend ran in this process: {"op/device/backend": count}."""
+    return {"/".join(key): count for key, count in sorted(_COUNTS.items())}
+
+
+def reset_dispatch_counts() -> None:
+    _COUNTS.clear()
+
+
+def describe() -> dict[str, dict[str, Choice]]:
+    """{op: {"cpu": (backend, reason), "cuda": (backend, reason)}} for float32 tensors. Never raises."""
+    return {op: {device: _described(op, device) for device in ("cpu", "cuda")} for op in BACKENDS}
+
+
+def _described(op: str, device: str) -> Choice:
+    try:
+        return choose(op, device, torch.float32)
+    except ConfigError as error:
+        return Choice("none", str(error))
+
+
+def _unserved(backend: Backend, device: str, dtype: torch.dtype) -> str | None:
+    if backend.devices is not None and device not in backend.devices:
+        return f"it does not run on {device}"
+    if backend.dtypes is not None and dtype not in backend.dtypes:
+        return f"it does not take {dtype}"
+    return None
+
+
+@functools.cache
+def _warn_once(op: str, backend: str, problem: str) -> None:
+    logger.warning("%s: backend %r is missing, a slower one is used: %s", op, backend, problem)

@@ -1,0 +1,59 @@
+"""What a run shows while it goes: a progress bar, and TensorBoard."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ance_fast.progress import progress_bar
+
+logger = logging.getLogger(__name__)
+
+
+class ProgressCallback(TrainerCallback):
+    """A bar over optimizer steps; dev metrics and hardness as a line at each refresh."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._bar = progress_bar("training", state.max_steps, "steps")
+        self._advance = self._bar.__enter__()
+        self._advance(state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._advance(1)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._bar.__exit__(None, None, None)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if state.is_world_process_zero and logs and "generation" in logs:
+            shown = {key.removeprefix("eval_"): value for key, value in logs.items() if not key.startswith("stale_")}
+            logger.info("step %d: %s", state.global_step, "  ".join(f"{k} {v:.3g}" for k, v in shown.items()))
+
+
+def tensorboard_callback(folder: Path, purge_step: int | None) -> TrainerCallback | None:
+    """Log to TensorBoard files in `folder`, hiding what an interrupted run wrote from `purge_step` on.
+
+    None, with a message, when tensorboard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        logger.info("no TensorBoard files: pip install 'ance_fast[plots]' to have them")
+        return None
+    from transformers.integrations.integration_utils import TensorBoardCallback
+
+    return TensorBoardCallback(SummaryWriter(str(folder), purge_step=purge_step))

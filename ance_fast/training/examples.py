@@ -1,0 +1,108 @@
+"""A data set as the trainer uses it: token stores and row numbers, no texts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ance_fast.data.dataset import Dataset
+from ance_fast.data.token_store import TokenStore
+from ance_fast.errors import DataError
+from ance_fast.models.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Training queries and the passages they are about.
+
+    Query i's positives are `positive_rows[positive_offsets[i] : positive_offsets[i + 1]]`, ascending rows of `passages`
+    (both int64). `texts[i]` is its text, which only lexical retrieval needs. `given` holds the negatives the data set
+    brings: (query index, passage row) pairs, int64 [m, 2], or None.
+    """
+
+    passages: TokenStore
+    queries: TokenStore
+    texts: list[str]
+    positive_offsets: np.ndarray
+    positive_rows: np.ndarray
+    given: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    @property
+    def pairs(self) -> np.ndarray:
+        """(query index, positive row), int64 [P, 2]."""
+        return np.stack([np.repeat(np.arange(len(self)), np.diff(self.positive_offsets)), self.positive_rows], axis=1)
+
+    def positives_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The positives of some queries as CSR: offsets int64 [len(rows) + 1], passage rows int64."""
+        starts, ends = self.positive_offsets[rows], self.positive_offsets[rows + 1]
+        offsets = np.concatenate([[0], np.cumsum(ends - starts)])
+        flat = np.repeat(starts - offsets[:-1], ends - starts) + np.arange(offsets[-1])
+        return offsets, self.positive_rows[flat]
+
+
+def prepare(
+    dataset: Dataset,
+    encoder: Encoder,
+    path: Path,
+    *,
+    max_query_length: int | None = None,
+    max_document_length: int | None = None,
+    num_proc: int = 1,
+    show_progress: bool = False,
+) -> Examples:
+    """Tokenise the corpus once into the store `path` and the training queries into memory.
+
+    Raises `DataError` when no query has a known positive, or when every passage is a positive of some query and of no
+    use as a negative (a corpus of one passage).
+    """
+    passages = TokenStore.build(
+        dataset.corpus,
+        encoder.tokenizer,
+        path,
+        max_length=max_document_length or encoder.max_document_length,
+        prompt=encoder.document_prompt,
+        num_proc=num_proc,
+        show_progress=show_progress,
+    )
+    qrels = dataset.training_qrels(passages.ids)
+    positives = {
+        query: sorted(document for document, grade in judged.items() if grade > 0)
+        for query, judged in qrels.items()
+        if query in dataset.queries
+    }
+    ids = [query for query in dataset.queries if positives.get(query)]
+    if not ids:
+        raise DataError(
+            f"{dataset.name}: no query of split {dataset.split!r} has a positive in the corpus; nothing to train on"
+        )
+    if len(passages) < 2:
+        raise DataError(f"{dataset.name}: the corpus has {len(passages)} passage; negatives need at least 2")
+    texts = [dataset.queries[query] for query in ids]
+    queries = TokenStore.from_texts(
+        texts,
+        encoder.tokenizer,
+        ids=ids,
+        max_length=max_query_length or encoder.max_query_length,
+        prompt=encoder.query_prompt,
+    )
+    counts = [len(positives[query]) for query in ids]
+    rows = passages.positions([document for query in ids for document in positives[query]])
+    owner = np.repeat(np.arange(len(ids)), counts)
+    rows = rows[np.lexsort((rows, owner))]
+    return Examples(
+        passages, queries, texts, np.concatenate([[0], np.cumsum(counts)]), rows, _given(dataset, ids, passages)
+    )
+
+
+def _given(dataset: Dataset, ids: list[str], passages: TokenStore) -> np.ndarray | None:
+    if not dataset.negatives:
+        return None
+    pairs = [(i, document) for i, query in enumerate(ids) for document in dataset.negatives.get(query, [])]
+    rows = passages.positions([document for _, document in pairs])
+    owners = np.fromiter((i for i, _ in pairs), dtype=np.int64, count=len(pairs))
+    return np.stack([owners, rows], axis=1)[rows >= 0]

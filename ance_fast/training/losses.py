@@ -1,0 +1,36 @@
+"""From a batch's embeddings to its loss."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ance_fast.ops import contrastive_loss, pairwise_loss
+from ance_fast.training.batch import TrainingBatch
+
+
+def batch_loss(kind: str, embeddings: Tensor, batch: TrainingBatch, scale: float) -> Tensor:
+    """Scalar loss of a batch whose `embeddings` [B + N, dim] are its B queries and then its N distinct passages.
+
+    "pairwise": ANCE's softplus(scale * (q.n - q.p)) on a query's own negatives. "contrastive": InfoNCE over all N
+    passages, with every known positive of a query but the chosen one masked.
+    """
+    device = embeddings.device
+    queries, passages = embeddings[: batch.num_queries], embeddings[batch.num_queries :]
+    positive = torch.as_tensor(batch.positive, device=device)
+    if kind == "pairwise":
+        negative = torch.as_tensor(batch.negatives, device=device)
+        valid = negative >= 0
+        chosen = passages[negative.clamp_min(0)]
+        mask = None if bool((batch.negatives >= 0).all()) else valid
+        return pairwise_loss(queries, passages[positive], chosen, scale=scale, mask=mask)
+    offsets, documents = (torch.as_tensor(np.asarray(part, dtype=np.int64), device=device) for part in batch.known)
+    return contrastive_loss(
+        queries,
+        passages,
+        labels=positive,
+        doc_ids=torch.as_tensor(batch.passage_rows, device=device),
+        positives=(offsets, documents),
+        scale=scale,
+    )

@@ -1,0 +1,101 @@
+"""One refresh: encode everything with the current weights, index it, mine new negatives, measure.
+
+This is the inner loop of ANCE (Xiong et al. 2021, algorithm 1) in its synchronous form: training waits, so every
+negative is mined by exactly the weights it is first used with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ance_fast.data.dataset import Dataset
+from ance_fast.data.token_store import TokenStore
+from ance_fast.index import Index
+from ance_fast.models.encoder import Encoder
+from ance_fast.progress import progress_bar
+from ance_fast.training.examples import Examples
+from ance_fast.training.negatives import NegativeTable, mined_table
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The corpus and the training queries as one set of weights sees them; embeddings float32 [n, dim]."""
+
+    passages: np.ndarray
+    queries: np.ndarray
+    index: Index
+
+
+def take_snapshot(
+    encoder: Encoder, examples: Examples, *, factory: str, batch_tokens: int | None = None, queries: bool = True
+) -> Snapshot:
+    """Encode the corpus (and, with `queries`, the training queries) and index the corpus."""
+    with progress_bar("encoding passages", len(examples.passages), "passages") as advance:
+        passages = (
+            encoder.encode_tokens(examples.passages, batch_tokens=batch_tokens, on_progress=advance).cpu().numpy()
+        )
+    if queries:
+        with progress_bar("encoding queries", len(examples.queries), "queries") as advance:
+            encoded = (
+                encoder.encode_tokens(examples.queries, batch_tokens=batch_tokens, on_progress=advance).cpu().numpy()
+            )
+    else:
+        encoded = np.zeros((0, encoder.dim), dtype=np.float32)
+    index = Index.build(passages, examples.passages.ids, factory=factory, fingerprint=encoder.fingerprint())
+    return Snapshot(passages, encoded, index)
+
+
+def mine(snapshot: Snapshot, examples: Examples, *, topk: int, generation: int, step: int) -> NegativeTable:
+    """The top `topk` passages of every training query that are not its positives."""
+    # Positives are removed afterwards, so as many more are asked for as a query can have.
+    most = int(np.diff(examples.positive_offsets).max())
+    found = snapshot.index.search(snapshot.queries, min(topk + most, len(examples.passages)))
+    return mined_table(examples, found.positions, found.scores, "index", generation, step).top(topk)
+
+
+def hardness(snapshot: Snapshot, examples: Examples, table: NegativeTable, *, sample: int = 20) -> dict[str, float]:
+    """How hard the negatives of `table` are for the snapshot's weights.
+
+    Over `sample` candidates a query (drawn uniformly, fixed seed), against the query's best-scored positive:
+    `harder_than_positive` is the share that score above it, `margin` the mean of positive minus negative score.
+    """
+    generator = np.random.default_rng(0)
+    queries, passages = snapshot.queries, snapshot.passages
+    pairs = examples.pairs
+    best = np.full(len(examples), -np.inf)
+    np.maximum.at(best, pairs[:, 0], np.einsum("nd,nd->n", queries[pairs[:, 0]], passages[pairs[:, 1]]))
+    if table.candidates.shape[1]:
+        columns = generator.integers(0, table.candidates.shape[1], (len(examples), sample))
+        rows = np.take_along_axis(table.candidates, columns, axis=1)
+    else:
+        rows = generator.integers(0, len(passages), (len(examples), sample))
+    differences = []
+    for start in range(0, len(examples), 1024):
+        block = slice(start, start + 1024)
+        scores = np.einsum("nd,nsd->ns", queries[block], passages[rows[block]])
+        differences.append((best[block, None] - scores)[rows[block] >= 0])
+    margin = np.concatenate(differences)
+    if not len(margin):
+        return {"harder_than_positive": 0.0, "margin": 0.0}
+    return {"harder_than_positive": float((margin < 0).mean()), "margin": float(margin.mean())}
+
+
+class HeldOut:
+    """Held-out queries, tokenised once, to be measured against index after index."""
+
+    def __init__(self, dataset: Dataset, encoder: Encoder, max_query_length: int | None = None) -> None:
+        self.ids = list(dataset.queries)
+        self.qrels = dataset.qrels
+        self.queries = TokenStore.from_texts(
+            list(dataset.queries.values()),
+            encoder.tokenizer,
+            ids=self.ids,
+            max_length=max_query_length or encoder.max_query_length,
+            prompt=encoder.query_prompt,
+        )
+
+    def search(self, encoder: Encoder, index: Index, k: int = 100) -> dict[str, dict[str, float]]:
+        """The run of every query to depth `k`."""
+        return index.search(encoder.encode_tokens(self.queries).cpu().numpy(), k).to_run(self.ids)

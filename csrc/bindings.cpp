@@ -1,0 +1,262 @@
+// Python bindings: check shapes and types, release the GIL, call the engine. No work is done here.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+
+#include "cpu_features.h"
+#include "pool_normalize.h"
+#include "token_packer.h"
+#ifdef ANCE_FAST_WITH_CUDA
+#include "cuda/device.h"
+#endif
+
+namespace py = pybind11;
+
+namespace ance_fast {
+namespace {
+
+std::string shape_of(const py::array& array) {
+  std::string text = "[";
+  for (py::ssize_t i = 0; i < array.ndim(); ++i) text += (i ? ", " : "") + std::to_string(array.shape(i));
+  return text + "]";
+}
+
+// Type, contiguity and (where an entry is not -1) the shape of an argument.
+template <typename T>
+void check(const py::array& array, const char* name, std::initializer_list<int64_t> shape) {
+  if (!py::isinstance<py::array_t<T>>(array)) {
+    throw py::type_error(std::string(name) + " must be " + py::str(py::dtype::of<T>()).cast<std::string>() + ", got " +
+                         py::str(array.dtype()).cast<std::string>());
+  }
+  if (!(array.flags() & py::array::c_style)) throw py::value_error(std::string(name) + " must be C-contiguous");
+  bool fits = array.ndim() == static_cast<py::ssize_t>(shape.size());
+  std::string wanted = "[";
+  py::ssize_t axis = 0;
+  for (const int64_t size : shape) {
+    wanted += (axis ? ", " : "") + (size < 0 ? std::string("any") : std::to_string(size));
+    fits = fits && (size < 0 || array.shape(axis) == size);
+    ++axis;
+  }
+  if (!fits) throw py::value_error(std::string(name) + " must have shape " + wanted + "], got " + shape_of(array));
+}
+
+template <typename T>
+const T* in(const py::array& array, const char* name, std::initializer_list<int64_t> shape) {
+  check<T>(array, name, shape);
+  return static_cast<const T*>(array.data());
+}
+
+template <typename T>
+const T* in(const std::optional<py::array>& array, const char* name, std::initializer_list<int64_t> shape) {
+  return array ? in<T>(*array, name, shape) : nullptr;
+}
+
+template <typename T>
+T* out(py::array& array, const char* name, std::initializer_list<int64_t> shape) {
+  check<T>(array, name, shape);
+  if (!array.writeable()) throw py::value_error(std::string(name) + " must be writeable");
+  return static_cast<T*>(array.mutable_data());
+}
+
+template <typename T>
+T* out(std::optional<py::array>& array, const char* name, std::initializer_list<int64_t> shape) {
+  return array ? out<T>(*array, name, shape) : nullptr;
+}
+
+int64_t sequences_of(const py::array& cu_seqlens) {
+  check<int32_t>(cu_seqlens, "cu_seqlens", {-1});
+  if (cu_seqlens.shape(0) < 1) throw py::value_error("cu_seqlens must have at least one entry");
+  return cu_seqlens.shape(0) - 1;
+}
+
+using OptionalArray = std::optional<py::array>;
+
+void bind_pool_normalize(py::module_& m) {
+  m.def(
+      "pool_normalize_forward",
+      [](const py::array& hidden, const py::array& cu_seqlens, const std::string& mode, const std::string& norm,
+         const OptionalArray& weight, const OptionalArray& bias, float eps, py::array result, OptionalArray pooled,
+         OptionalArray stats, OptionalArray argmax, const std::string& isa_name) {
+        check<float>(hidden, "hidden", {-1, -1});
+        const int64_t tokens = hidden.shape(0), dim = hidden.shape(1), sequences = sequences_of(cu_seqlens);
+        const PoolForward args{in<float>(hidden, "hidden", {tokens, dim}),
+                               in<int32_t>(cu_seqlens, "cu_seqlens", {sequences + 1}),
+                               tokens,
+                               sequences,
+                               dim,
+                               parse_pool_mode(mode),
+                               parse_pool_norm(norm),
+                               in<float>(weight, "weight", {dim}),
+                               in<float>(bias, "bias", {dim}),
+                               eps,
+                               out<float>(result, "out", {sequences, dim}),
+                               out<float>(pooled, "pooled", {sequences, dim}),
+                               out<float>(stats, "stats", {sequences, 2}),
+                               out<int32_t>(argmax, "argmax", {sequences, dim})};
+        const Isa isa = parse_isa(isa_name);
+        py::gil_scoped_release release;
+        pool_normalize_forward(args, isa);
+      },
+      py::arg("hidden"), py::arg("cu_seqlens"), py::kw_only(), py::arg("mode"), py::arg("norm"), py::arg("weight"),
+      py::arg("bias"), py::arg("eps"), py::arg("out"), py::arg("pooled") = py::none(), py::arg("stats") = py::none(),
+      py::arg("argmax") = py::none(), py::arg("isa") = "auto");
+
+  m.def(
+      "pool_normalize_backward",
+      [](const py::array& grad_out, const py::array& cu_seqlens, const std::string& mode, const std::string& norm,
+         const OptionalArray& weight, const OptionalArray& pooled, const OptionalArray& stats,
+         const OptionalArray& argmax, float eps, py::array grad_hidden, OptionalArray grad_weight,
+         OptionalArray grad_bias, const std::string& isa_name) {
+        check<float>(grad_hidden, "grad_hidden", {-1, -1});
+        const int64_t tokens = grad_hidden.shape(0), dim = grad_hidden.shape(1), sequences = sequences_of(cu_seqlens);
+        const PoolBackward args{in<float>(grad_out, "grad_out", {sequences, dim}),
+                                in<int32_t>(cu_seqlens, "cu_seqlens", {sequences + 1}),
+                                tokens,
+                                sequences,
+                                dim,
+                                parse_pool_mode(mode),
+                                parse_pool_norm(norm),
+                                in<float>(weight, "weight", {dim}),
+                                in<float>(pooled, "pooled", {sequences, dim}),
+                                in<float>(stats, "stats", {sequences, 2}),
+                                in<int32_t>(argmax, "argmax", {sequences, dim}),
+                                eps,
+                                out<float>(grad_hidden, "grad_hidden", {tokens, dim}),
+                                out<float>(grad_weight, "grad_weight", {dim}),
+                                out<float>(grad_bias, "grad_bias", {dim})};
+        const Isa isa = parse_isa(isa_name);
+        py::gil_scoped_release release;
+        pool_normalize_backward(args, isa);
+      },
+      py::arg("grad_out"), py::arg("cu_seqlens"), py::kw_only(), py::arg("mode"), py::arg("norm"), py::arg("weight"),
+      py::arg("pooled"), py::arg("stats"), py::arg("argmax"), py::arg("eps"), py::arg("grad_hidden"),
+      py::arg("grad_weight") = py::none(), py::arg("grad_bias") = py::none(), py::arg("isa") = "auto");
+}
+
+// The packer together with the arrays it points into.
+struct BoundPacker {
+  std::vector<py::array> owners;
+  TokenPacker engine;
+};
+
+TokenShard shard_of(const py::array& values, const py::array& offsets) {
+  const bool wide_values = py::isinstance<py::array_t<int32_t>>(values);
+  const bool wide_offsets = py::isinstance<py::array_t<int64_t>>(offsets);
+  if (wide_values) {
+    check<int32_t>(values, "values", {-1});
+  } else {
+    check<uint16_t>(values, "values (uint16 or int32)", {-1});
+  }
+  if (wide_offsets) {
+    check<int64_t>(offsets, "offsets", {-1});
+  } else {
+    check<int32_t>(offsets, "offsets (int32 or int64)", {-1});
+  }
+  if (offsets.shape(0) < 1) throw py::value_error("offsets must have at least one entry");
+  return {values.data(), wide_values, values.shape(0), offsets.data(), wide_offsets, offsets.shape(0) - 1};
+}
+
+template <typename T>
+py::array_t<T> to_array(const std::vector<T>& values) {
+  return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+void bind_token_packer(py::module_& m) {
+  py::class_<BoundPacker>(m, "TokenPacker")
+      .def(py::init([](const std::vector<std::pair<py::array, py::array>>& shards, int64_t max_length, bool keep_last) {
+             std::vector<py::array> owners;
+             std::vector<TokenShard> views;
+             for (const auto& [values, offsets] : shards) {
+               views.push_back(shard_of(values, offsets));
+               owners.push_back(values);
+               owners.push_back(offsets);
+             }
+             std::optional<TokenPacker> engine;
+             {
+               py::gil_scoped_release release;
+               engine.emplace(std::move(views), max_length, keep_last);
+             }
+             return new BoundPacker{std::move(owners), std::move(*engine)};
+           }),
+           py::arg("shards"), py::kw_only(), py::arg("max_length") = 0, py::arg("keep_last") = true)
+      .def("__len__", [](const BoundPacker& self) { return self.engine.rows(); })
+      .def(
+          "lengths",
+          [](const BoundPacker& self, const py::array& rows) {
+            const int64_t* request = in<int64_t>(rows, "rows", {-1});
+            const int64_t count = rows.shape(0);
+            py::array_t<int64_t> result(count);
+            int64_t* target = result.mutable_data();
+            {
+              py::gil_scoped_release release;
+              self.engine.lengths(request, count, target);
+            }
+            return result;
+          },
+          py::arg("rows"))
+      .def(
+          "plan",
+          [](const BoundPacker& self, const py::array& rows, int64_t token_budget, int64_t window,
+             int64_t max_sequences) {
+            const int64_t* request = in<int64_t>(rows, "rows", {-1});
+            const int64_t count = rows.shape(0);
+            PackPlan plan;
+            {
+              py::gil_scoped_release release;
+              plan = self.engine.plan(request, count, token_budget, window, max_sequences);
+            }
+            return py::make_tuple(to_array(plan.order), to_array(plan.batch_offsets));
+          },
+          py::arg("rows"), py::kw_only(), py::arg("token_budget"), py::arg("window"), py::arg("max_sequences"))
+      .def(
+          "pack",
+          [](const BoundPacker& self, const py::array& rows, py::array ids, py::array positions, py::array cu_seqlens,
+             int64_t position_offset) {
+            const int64_t* request = in<int64_t>(rows, "rows", {-1});
+            const int64_t count = rows.shape(0);
+            int64_t* ids_out = out<int64_t>(ids, "ids", {-1});
+            const int64_t capacity = ids.shape(0);
+            int64_t* positions_out = out<int64_t>(positions, "positions", {capacity});
+            int32_t* offsets_out = out<int32_t>(cu_seqlens, "cu_seqlens", {count + 1});
+            py::gil_scoped_release release;
+            self.engine.pack(request, count, position_offset, capacity, ids_out, positions_out, offsets_out);
+          },
+          py::arg("rows"), py::kw_only(), py::arg("ids"), py::arg("positions"), py::arg("cu_seqlens"),
+          py::arg("position_offset") = 0);
+}
+
+py::dict build_info() {
+  py::dict info;
+#if defined(__clang__)
+  info["compiler"] = "clang " __clang_version__;
+#else
+  info["compiler"] = "gcc " __VERSION__;
+#endif
+  info["cpu_features"] = cpu_features();
+  info["isa"] = isa_name(best_isa());
+#ifdef ANCE_FAST_WITH_CUDA
+  const CudaInfo cuda = cuda_info();
+  info["cuda"] = true;
+  info["cuda_runtime_version"] = cuda.runtime_version;
+  info["cuda_driver_version"] = cuda.driver_version;
+  info["cuda_device_count"] = cuda.device_count;
+  info["cuda_error"] = cuda.error;
+#else
+  info["cuda"] = false;
+#endif
+  return info;
+}
+
+}  // namespace
+}  // namespace ance_fast
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled part of ance_fast: token packing and CPU kernels. Use it through ance_fast.ops and ance_fast.data.";
+  m.def("build_info", &ance_fast::build_info);
+  // Apart from build_info, which starts the CUDA driver to count devices: a later fork could not use it.
+  m.def("best_isa", [] { return ance_fast::isa_name(ance_fast::best_isa()); });
+  ance_fast::bind_pool_normalize(m);
+  ance_fast::bind_token_packer(m);
+}

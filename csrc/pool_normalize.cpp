@@ -1,0 +1,102 @@
+#include "pool_normalize.h"
+
+#include <stdexcept>
+#include <vector>
+
+namespace ance_fast {
+namespace {
+
+namespace scalar {
+#define ANCE_TARGET
+#include "pool_normalize_kernel.inl"
+#undef ANCE_TARGET
+}  // namespace scalar
+
+#if defined(__x86_64__)
+namespace avx2 {
+#define ANCE_TARGET __attribute__((target("avx2,fma")))
+#include "pool_normalize_kernel.inl"
+#undef ANCE_TARGET
+}  // namespace avx2
+
+namespace avx512 {
+#define ANCE_TARGET __attribute__((target("avx512f,avx512dq,avx512vl")))
+#include "pool_normalize_kernel.inl"
+#undef ANCE_TARGET
+}  // namespace avx512
+#endif
+
+void check_offsets(const int32_t* cu_seqlens, int64_t sequences, int64_t tokens) {
+  if (cu_seqlens[0] != 0) {
+    throw std::invalid_argument("cu_seqlens must start with 0, got " + std::to_string(cu_seqlens[0]));
+  }
+  for (int64_t b = 0; b < sequences; ++b) {
+    if (cu_seqlens[b + 1] < cu_seqlens[b]) {
+      throw std::invalid_argument("cu_seqlens decreases at entry " + std::to_string(b + 1));
+    }
+  }
+  if (cu_seqlens[sequences] != tokens) {
+    throw std::invalid_argument("cu_seqlens ends with " + std::to_string(cu_seqlens[sequences]) + ", but hidden has " +
+                                std::to_string(tokens) + " tokens");
+  }
+}
+
+}  // namespace
+
+PoolMode parse_pool_mode(const std::string& name) {
+  if (name == "mean") return PoolMode::kMean;
+  if (name == "cls") return PoolMode::kCls;
+  if (name == "last") return PoolMode::kLast;
+  if (name == "max") return PoolMode::kMax;
+  throw std::invalid_argument("mode is '" + name + "'; it must be mean, cls, last or max");
+}
+
+PoolNorm parse_pool_norm(const std::string& name) {
+  if (name == "none") return PoolNorm::kNone;
+  if (name == "l2") return PoolNorm::kL2;
+  if (name == "layernorm") return PoolNorm::kLayerNorm;
+  throw std::invalid_argument("norm is '" + name + "'; it must be none, l2 or layernorm");
+}
+
+void pool_normalize_forward(const PoolForward& args, Isa isa) {
+  check_offsets(args.cu_seqlens, args.sequences, args.tokens);
+  if (args.mode == PoolMode::kMax && args.argmax == nullptr) {
+    throw std::invalid_argument("mode 'max' needs the argmax output");
+  }
+  switch (isa) {
+#if defined(__x86_64__)
+    case Isa::kAvx512: avx512::forward(args); break;
+    case Isa::kAvx2: avx2::forward(args); break;
+#endif
+    default: scalar::forward(args); break;
+  }
+}
+
+void pool_normalize_backward(const PoolBackward& args, Isa isa) {
+  check_offsets(args.cu_seqlens, args.sequences, args.tokens);
+  if (args.norm != PoolNorm::kNone && (args.pooled == nullptr || args.stats == nullptr)) {
+    throw std::invalid_argument("the backward pass of a norm needs the pooled rows and stats that the forward pass saved");
+  }
+  if (args.mode == PoolMode::kMax) {
+    if (args.argmax == nullptr) throw std::invalid_argument("mode 'max' needs the argmax that the forward pass saved");
+    for (int64_t b = 0; b < args.sequences; ++b) {
+      const int32_t begin = args.cu_seqlens[b], end = args.cu_seqlens[b + 1];
+      for (int64_t d = 0; begin < end && d < args.dim; ++d) {
+        const int32_t token = args.argmax[b * args.dim + d];
+        if (token < begin || token >= end) {
+          throw std::invalid_argument("argmax of sequence " + std::to_string(b) + " lies outside the sequence");
+        }
+      }
+    }
+  }
+  std::vector<float> scratch(2 * static_cast<size_t>(args.dim));
+  switch (isa) {
+#if defined(__x86_64__)
+    case Isa::kAvx512: avx512::backward(args, scratch.data()); break;
+    case Isa::kAvx2: avx2::backward(args, scratch.data()); break;
+#endif
+    default: scalar::backward(args, scratch.data()); break;
+  }
+}
+
+}  // namespace ance_fast

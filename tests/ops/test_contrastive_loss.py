@@ -1,0 +1,314 @@
+"""The chunked contrastive loss against its definition, spelled out in Python."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ance_fast.errors import ConfigError
+from ance_fast.ops import contrastive_loss
+from ance_fast.ops.contrastive_loss import _chunked, default_chunk_rows
+from ance_fast.ops.contrastive_problem import Problem
+
+
+def csr(lists):
+    offsets = torch.tensor([0, *(len(x) for x in lists)]).cumsum(0)
+    return offsets, torch.tensor([v for x in lists for v in x], dtype=torch.int64)
+
+
+def log_sum_exp(values):
+    high = max(values)
+    return high + math.log(sum(math.exp(v - high) for v in values))
+
+
+def direction(logits, targets, masked):
+    """Per anchor: mean over its targets of -log softmax among that target and the unmasked others."""
+    rows = []
+    for i, mine in enumerate(targets):
+        others = [logits[i][j] for j in range(len(logits[i])) if j not in mine and (i, j) not in masked]
+        terms = [log_sum_exp([logits[i][t], *others]) - logits[i][t] for t in mine]
+        rows.append(sum(terms) / len(terms) if terms else 0.0)
+    return rows
+
+
+def by_hand(q, p, targets, doc_ids=None, positives=None, scale=1.0, bidirectional=False):
+    logits = (scale * (q @ p.T)).tolist()
+    masked = set()
+    if doc_ids is not None:
+        for i, mine in enumerate(targets):
+            known = {doc_ids[t] for t in mine} | set(positives[i] if positives else [])
+            masked |= {(i, j) for j, doc in enumerate(doc_ids) if doc in known and j not in mine}
+    rows = direction(logits, targets, masked)
+    loss = sum(rows) / max(len(rows), 1)
+    if not bidirectional:
+        return loss
+    anchors = sorted({t for mine in targets for t in mine})
+    flipped = [[logits[i][a] for i in range(len(q))] for a in anchors]
+    asked = [[i for i, mine in enumerate(targets) if a in mine] for a in anchors]
+    hidden = {(n, i) for n, a in enumerate(anchors) for i in range(len(q)) if (i, a) in masked}
+    other = direction(flipped, asked, hidden)
+    return (loss + sum(other) / max(len(other), 1)) / 2
+
+
+@st.composite
+def problems(draw):
+    batch, columns = draw(st.integers(0, 6)), draw(st.integers(1, 9))
+    several = draw(st.booleans())
+    least = 0 if several else 1
+    column = st.integers(0, columns - 1)
+    targets = draw(
+        st.lists(
+            st.lists(column, min_size=least, max_size=3 if several else 1, unique=True), min_size=batch, max_size=batch
+        )
+    )
+    documents = draw(st.none() | st.lists(st.integers(-3, 5), min_size=columns, max_size=columns))
+    positives = None
+    if documents is not None:
+        one = st.lists(st.integers(-4, 7), max_size=4)
+        positives = draw(st.none() | st.lists(one, min_size=batch, max_size=batch))
+    return batch, columns, several, targets, documents, positives
+
+
+def arguments_of(problem):
+    _, _, several, targets, documents, positives = problem
+    labels = csr(targets) if several else torch.tensor([t[0] for t in targets], dtype=torch.int64)
+    return {
+        "labels": labels,
+        "doc_ids": None if documents is None else torch.tensor(documents),
+        "positives": None if positives is None else csr(positives),
+    }
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    problem=problems(),
+    dim=st.sampled_from([1, 3, 17]),
+    chunk=st.sampled_from([None, 1, 2, 64]),
+    both=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_it_equals_its_definition_spelled_out(backend, problem, dim, chunk, both, seed):
+    draw = torch.Generator().manual_seed(seed)
+    q = torch.randn(problem[0], dim, generator=draw, dtype=torch.float64)
+    p = torch.randn(problem[1], dim, generator=draw, dtype=torch.float64)
+    loss = contrastive_loss(
+        q, p, **arguments_of(problem), scale=2.5, chunk_rows=chunk, bidirectional=both, backend=backend
+    )
+    wanted = by_hand(q, p, *problem[3:], scale=2.5, bidirectional=both)
+    assert loss.item() == pytest.approx(wanted, rel=1e-10, abs=1e-10)
+
+
+@settings(deadline=None, max_examples=30)
+@given(problem=problems(), chunk=st.sampled_from([None, 1, 2]), both=st.booleans(), seed=st.integers(0, 99))
+def test_its_gradients_are_those_of_the_reference(problem, chunk, both, seed):
+    draw = torch.Generator().manual_seed(seed)
+    leaves = [torch.randn(n, 5, generator=draw, dtype=torch.float64, requires_grad=True) for n in problem[:2]]
+    leaves.append(torch.tensor([1.7], dtype=torch.float64, requires_grad=True))
+    results = []
+    for backend, rows in (("torch", chunk), ("reference", None)):
+        loss = contrastive_loss(
+            *leaves[:2], **arguments_of(problem), scale=leaves[2], chunk_rows=rows, bidirectional=both, backend=backend
+        )
+        results.append(torch.autograd.grad(3 * loss, leaves))
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("both", [False, True])
+def test_gradients_pass_gradcheck_in_float64(backend, both):
+    leaves = [torch.randn(n, 3, dtype=torch.float64, requires_grad=True) for n in (4, 6)]
+    leaves.append(torch.tensor(1.3, dtype=torch.float64, requires_grad=True))
+    masks = {"doc_ids": torch.tensor([1, 2, 3, 1, 9, 2]), "positives": csr([[9], [], [1, 44], []])}
+
+    def run(q, p, scale):
+        return contrastive_loss(q, p, scale=scale, bidirectional=both, chunk_rows=3, backend=backend, **masks)
+
+    assert torch.autograd.gradcheck(run, leaves)
+
+
+@pytest.mark.parametrize("batch", [1, 63, 65, 127])
+def test_sizes_around_the_chunk_agree_with_cross_entropy(batch):
+    q, p = torch.randn(batch, 16, requires_grad=True), torch.randn(2 * batch, 16, requires_grad=True)
+    labels = torch.randint(0, 2 * batch, (batch,))
+    mine = contrastive_loss(q, p, labels=labels, scale=0.7, chunk_rows=64)
+    theirs = torch.nn.functional.cross_entropy(0.7 * q @ p.T, labels)
+    torch.testing.assert_close(mine, theirs)
+    for a, b in zip(torch.autograd.grad(mine, (q, p)), torch.autograd.grad(theirs, (q, p)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_logits_are_fp32_whatever_the_input_dtype_and_autocast(dtype):
+    # Scores in the hundreds, as ANCE's are: bf16 logits would be off by whole units.
+    q = (torch.randn(8, 64) * 3).to(dtype).requires_grad_()
+    p = (q.detach().float() + torch.randn(8, 64)).to(dtype).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = contrastive_loss(q, p, scale=0.1)
+    wide = [t.detach().double().requires_grad_() for t in (q, p)]
+    exact = contrastive_loss(*wide, scale=0.1, backend="reference")
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-4, abs=1e-6)
+    rtol = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype]
+    for mine, theirs in zip(torch.autograd.grad(loss, (q, p)), torch.autograd.grad(exact, wide), strict=True):
+        assert mine.dtype == dtype
+        torch.testing.assert_close(mine.double(), theirs, rtol=rtol, atol=2e-5)
+
+
+def test_small_gradients_of_a_large_batch_survive_in_fp16():
+    # One row's share, 1/B * scale * (P - onehot), is near the smallest fp16 number; the sum over rows is not.
+    batch = 512
+    q = torch.full((batch, 1), 0.01, dtype=torch.float16)
+    p = torch.zeros(batch, 1, dtype=torch.float16, requires_grad=True)
+    loss = contrastive_loss(q, p, labels=torch.zeros(batch, dtype=torch.int64), scale=0.01)
+    (grad,) = torch.autograd.grad(loss * 1024, p)
+    assert grad[0].item() == pytest.approx(-1024 * 0.01 * 0.01 * (batch - 1) / batch, rel=2e-3)
+
+
+def test_a_row_whose_candidates_are_all_masked_has_loss_zero_and_finite_gradients():
+    for backend in ("torch", "reference"):
+        q, p = torch.randn(2, 3, requires_grad=True), torch.randn(2, 3, requires_grad=True)
+        loss = contrastive_loss(q, p, doc_ids=torch.tensor([4, 4]), backend=backend)
+        assert loss.item() == 0
+        for grad in torch.autograd.grad(loss, (q, p)):
+            assert not grad.any()
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_no_rows_give_zero_with_zero_gradients(both):
+    q, p = torch.empty(0, 3, requires_grad=True), torch.randn(4, 3, requires_grad=True)
+    loss = contrastive_loss(q, p, bidirectional=both)
+    assert loss.item() == 0
+    grads = torch.autograd.grad(loss, (q, p))
+    assert [g.shape for g in grads] == [q.shape, p.shape]
+    assert not grads[1].any()
+
+
+class CountGemms(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket.__name__ in {"mm", "addmm", "addmm_"}
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("need_q", "need_p", "gemms"), [(False, False, 1), (True, False, 2), (True, True, 3)])
+def test_each_gradient_costs_one_gemm_and_none_runs_without_grad(need_q, need_p, gemms):
+    targets = (torch.arange(5), torch.arange(4))
+    with CountGemms() as mode:
+        _chunked(
+            torch.randn(4, 3), torch.randn(6, 3), torch.tensor(1.0), Problem(targets, None, None, 0), 0, need_q, need_p
+        )
+    assert mode.count == gemms
+
+
+def test_without_grad_the_op_is_told_not_to_compute_gradients(monkeypatch):
+    module = sys.modules["ance_fast.ops.contrastive_loss"]
+    asked = []
+    real = module._chunked
+    monkeypatch.setattr(module, "_chunked", lambda *a: asked.append(a[-2:]) or real(*a))
+    q, p = torch.randn(3, 2, requires_grad=True), torch.randn(3, 2)
+    contrastive_loss(q, p)
+    contrastive_loss(p, q)
+    contrastive_loss(p, p, scale=torch.tensor(1.0, requires_grad=True))
+    with torch.no_grad():
+        contrastive_loss(q, q)
+    assert asked == [(True, False), (False, True), (True, False), (False, False)]
+
+
+def test_runs_are_bitwise_equal():
+    q, p = torch.randn(70, 33, requires_grad=True), torch.randn(150, 33, requires_grad=True)
+    results = []
+    for _ in range(2):
+        loss = contrastive_loss(q, p, bidirectional=True, chunk_rows=16)
+        results.append([loss.detach(), *torch.autograd.grad(loss, (q, p))])
+    for one, two in zip(*results, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_a_second_backward_pass_reads_unchanged_gradients():
+    q, p = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+    loss = contrastive_loss(q, p)
+    first = torch.autograd.grad(loss, (q, p), retain_graph=True)
+    kept = [g.clone() for g in first]
+    for grad in first:
+        grad.fill_(7)
+    for again, wanted in zip(torch.autograd.grad(loss, (q, p)), kept, strict=True):
+        torch.testing.assert_close(again, wanted, rtol=0, atol=0)
+
+
+def test_a_double_backward_raises_and_the_reference_allows_it():
+    q, p = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4)
+    (grad,) = torch.autograd.grad(contrastive_loss(q, p), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        grad.sum().backward()
+    (grad,) = torch.autograd.grad(contrastive_loss(q, p, backend="reference"), q, create_graph=True)
+    grad.square().sum().backward()
+    assert q.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("need", [False, True])
+def test_the_custom_op_passes_opcheck(both, need):
+    q, p = torch.randn(4, 3, requires_grad=need), torch.randn(6, 3, requires_grad=need)
+    scale = torch.tensor(1.5, requires_grad=need)
+    targets = csr([[0], [1, 5], [], [3]])
+    op = torch.ops.ance_fast.contrastive_loss.default
+    torch.library.opcheck(op, (q, p, scale, *targets, None, None, None, 0, both, need, need))
+    documents, positives = torch.tensor([1, 2, 3, 1, 9, 2]), csr([[9], [], [1, 44], []])
+    torch.library.opcheck(op, (q, p, scale, *targets, documents, *positives, 3, both, need, need))
+
+
+def test_it_compiles_into_one_graph_with_its_gradient():
+    q, p = torch.randn(4, 3, requires_grad=True), torch.randn(6, 3, requires_grad=True)
+    documents = torch.tensor([1, 2, 3, 1, 9, 2])
+    compiled = torch.compile(
+        lambda q, p, d: contrastive_loss(q, p, doc_ids=d, scale=2.0, bidirectional=True),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    wanted = torch.autograd.grad(contrastive_loss(q, p, doc_ids=documents, scale=2.0, bidirectional=True), (q, p))
+    torch.testing.assert_close(torch.autograd.grad(compiled(q, p, documents), (q, p)), wanted)
+
+
+def test_the_default_chunk_holds_about_24_megabytes_of_logits():
+    assert default_chunk_rows(16384, 8192) == 384
+    assert default_chunk_rows(16384, 100) == 100
+    assert default_chunk_rows(10**9, 8192) == 64
+    assert default_chunk_rows(0, 0) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"p": torch.ones(4, 2)}, "must have the same width"),
+        ({"p": torch.ones(4, 3).half()}, "make them equal"),
+        ({"p": torch.ones(1, 3)}, "without labels row i's target is column i"),
+        ({"q": torch.ones(2, 3, dtype=torch.int64)}, "q must be floating point"),
+        ({"labels": torch.tensor([0, 4])}, r"columns 0 \.\. 3 of p, got 4"),
+        ({"labels": torch.tensor([-1, 0])}, r"columns 0 \.\. 3 of p, got -1"),
+        ({"labels": torch.tensor([0])}, "labels must have one entry for each of the 2 rows"),
+        ({"labels": torch.tensor([0.0, 1.0])}, "labels must be 1-D int64"),
+        ({"labels": (torch.tensor([0, 2]), torch.tensor([0, 1]))}, "labels offsets must have 3 entries"),
+        ({"labels": (torch.tensor([0, 2, 1]), torch.tensor([0]))}, "must rise from 0 to its 1 values"),
+        ({"labels": (torch.tensor([0, 1, 3]), torch.tensor([0, 1]))}, "must rise from 0 to its 2 values"),
+        ({"doc_ids": torch.tensor([1])}, "doc_ids must have one entry for each of the 4 columns"),
+        ({"doc_ids": torch.ones(4)}, "doc_ids must be 1-D int64"),
+        ({"positives": csr([[1], [2]])}, "so doc_ids must say"),
+        ({"doc_ids": torch.arange(4), "positives": csr([[1]])}, "positives offsets must have 3 entries"),
+        ({"chunk_rows": 0}, "chunk_rows is 0"),
+        ({"scale": torch.ones(2)}, "scale must be a number"),
+        ({"backend": "triton"}, "backend is 'triton'"),
+    ],
+)
+def test_a_wrong_argument_is_named(changes, message):
+    arguments = {"q": torch.ones(2, 3), "p": torch.ones(4, 3)} | changes
+    with pytest.raises(ConfigError, match=message):
+        contrastive_loss(**arguments)

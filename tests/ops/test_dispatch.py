@@ -1,0 +1,92 @@
+"""Which backend runs, why, and how strict mode treats a missing one."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from ance_fast.errors import ConfigError
+from ance_fast.ops import dispatch
+from ance_fast.ops.pool_normalize import pool_normalize
+
+
+@pytest.fixture
+def no_extension(monkeypatch):
+    """The extension does not import."""
+    broken = dispatch.Backend(
+        "cpp", dispatch._cpp_reason, frozenset({"cpu"}), frozenset({torch.float32}), lambda: "it was not built"
+    )
+    table = dispatch.BACKENDS | {"pool_normalize": (broken, *dispatch.BACKENDS["pool_normalize"][1:])}
+    monkeypatch.setattr(dispatch, "BACKENDS", table)
+    dispatch._warn_once.cache_clear()
+
+
+def test_describe_names_a_backend_and_a_reason_for_every_op_and_device():
+    report = dispatch.describe()
+    assert set(report) == {"pool_normalize", "contrastive_loss", "pairwise_loss", "topk_inner_product"}
+    for devices in report.values():
+        assert set(devices) == {"cpu", "cuda"}
+        assert devices["cuda"].backend == "torch"
+        assert "GPU kernel not built yet" in devices["cuda"].reason
+    assert report["pool_normalize"]["cpu"].backend == "cpp"
+
+
+def test_a_gpu_without_a_kernel_is_not_a_fallback(monkeypatch):
+    monkeypatch.setenv("ANCE_FAST_STRICT", "1")
+    for op in dispatch.BACKENDS:
+        assert dispatch.choose(op, "cuda", torch.float32).backend == "torch"
+
+
+def test_float64_goes_to_torch_even_in_strict_mode(monkeypatch):
+    monkeypatch.setenv("ANCE_FAST_STRICT", "1")
+    assert dispatch.choose("pool_normalize", "cpu", torch.float64).backend == "torch"
+
+
+def test_a_missing_extension_falls_back_with_one_warning(no_extension, monkeypatch, caplog):
+    monkeypatch.delenv("ANCE_FAST_STRICT", raising=False)
+    with caplog.at_level(logging.WARNING, logger="ance_fast.ops.dispatch"):
+        for _ in range(3):
+            choice = dispatch.choose("pool_normalize", "cpu", torch.float32)
+    assert choice == ("torch", "fallback: it was not built")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "it was not built" in caplog.text
+
+
+def test_strict_mode_turns_the_fallback_into_an_error(no_extension, monkeypatch):
+    monkeypatch.setenv("ANCE_FAST_STRICT", "1")
+    with pytest.raises(ConfigError, match="ANCE_FAST_STRICT=1: it was not built"):
+        dispatch.choose("pool_normalize", "cpu", torch.float32)
+    assert dispatch.describe()["pool_normalize"]["cpu"].backend == "none"
+
+
+def test_a_forced_backend_that_cannot_run_says_why(no_extension):
+    with pytest.raises(ConfigError, match="backend 'cpp' is not available: it was not built"):
+        dispatch.choose("pool_normalize", "cpu", torch.float32, "cpp")
+
+
+def test_a_forced_backend_of_another_device_or_dtype_says_so():
+    with pytest.raises(ConfigError, match="it does not run on cuda"):
+        dispatch.choose("pool_normalize", "cuda", torch.float32, "cpp")
+    with pytest.raises(ConfigError, match=r"it does not take torch\.float64"):
+        dispatch.choose("pool_normalize", "cpu", torch.float64, "cpp")
+
+
+def test_every_call_is_counted_under_the_backend_that_ran():
+    before = dispatch.dispatch_counts()
+    hidden, cu = torch.ones(2, 2), torch.tensor([0, 2], dtype=torch.int32)
+    pool_normalize(hidden, cu)
+    pool_normalize(hidden, cu)
+    pool_normalize(hidden, cu, backend="reference")
+    after = dispatch.dispatch_counts()
+    grown = {key: after[key] - before.get(key, 0) for key in after if after[key] != before.get(key, 0)}
+    assert grown == {"pool_normalize/cpu/cpp": 2, "pool_normalize/cpu/reference": 1}
+
+
+def test_the_counts_can_be_reset(monkeypatch):
+    monkeypatch.setattr(dispatch, "_COUNTS", dispatch._COUNTS.copy())
+    pool_normalize(torch.ones(2, 2), torch.tensor([0, 2], dtype=torch.int32))
+    assert dispatch.dispatch_counts()
+    dispatch.reset_dispatch_counts()
+    assert dispatch.dispatch_counts() == {}
