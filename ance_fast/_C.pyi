@@ -39,6 +39,29 @@ def pool_normalize_backward(
     grad_bias: Array | None = None,
     isa: str = "auto",
 ) -> None: ...
+def bias_gelu(x: Array, bias: Array, *, threads: int = 1, isa: str = "auto") -> None: ...
+def bias_residual_layernorm(
+    x: Array,
+    bias: Array,
+    residual: Array,
+    weight: Array,
+    shift: Array,
+    *,
+    eps: float,
+    threads: int = 1,
+    isa: str = "auto",
+) -> None: ...
+def packed_attention(
+    qkv: Array,
+    bias: Array,
+    cu_seqlens: Array,
+    *,
+    heads: int,
+    scale: float,
+    out: Array,
+    threads: int = 1,
+    isa: str = "auto",
+) -> None: ...
 
 class TokenPacker:
     def __init__(

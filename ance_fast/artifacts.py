@@ -90,23 +90,23 @@ def refuse_foreign(target: Path, kind: str) -> None:
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not target.is_dir() or _read_manifest(target).get("kind") != kind:
-        raise ArtifactError(f"{target}: exists and is not a {kind}; choose another path or remove it")
+        raise ArtifactError(f"{target}: exists and is not {_a(kind)}; choose another path or remove it")
 
 
-def open_artifact(path: str | os.PathLike[str], kind: str, *, verify: bool = True) -> dict[str, Any]:
-    """Return the manifest of the artifact at `path`.
+def open_artifact(path: str | os.PathLike[str], kind: str | None = None, *, verify: bool = True) -> dict[str, Any]:
+    """Return the manifest of the artifact at `path`, of any kind if none is given.
 
     Raises `ArtifactError` if it is missing, of another kind or version, lacks a file, or (with `verify`) if a checksum
     differs. Without `verify` only names and sizes are compared, which costs nothing on large files.
     """
     root = Path(path)
     if not root.is_dir():
-        raise ArtifactError(f"{root}: no such directory (expected a {kind})")
+        raise ArtifactError(f"{root}: no such directory (expected {_a(kind)})")
     manifest = _read_manifest(root)
     if not manifest:
-        raise ArtifactError(f"{root}: no {MANIFEST}, so this is not a complete {kind}; build it again")
-    if manifest.get("kind") != kind:
-        raise ArtifactError(f"{root}: holds a {manifest.get('kind')}, not a {kind}")
+        raise ArtifactError(f"{root}: no {MANIFEST}, so this is not {_a(kind)} that was finished; build it again")
+    if kind is not None and manifest.get("kind") != kind:
+        raise ArtifactError(f"{root}: holds {_a(manifest.get('kind'))}, not {_a(kind)}")
     if manifest.get("format_version") != FORMAT_VERSION:
         raise ArtifactError(
             f"{root}: format version {manifest.get('format_version')}, this release reads {FORMAT_VERSION}; "
@@ -115,7 +115,7 @@ def open_artifact(path: str | os.PathLike[str], kind: str, *, verify: bool = Tru
     for name, expected in manifest["files"].items():
         file = root / name
         if not file.is_file():
-            raise ArtifactError(f"{file}: missing from the {kind}; build it again")
+            raise ArtifactError(f"{file}: missing, so the artifact is incomplete; build it again")
         size = file.stat().st_size
         if size != expected["bytes"]:
             raise ArtifactError(f"{file}: {size} bytes, the manifest says {expected['bytes']}; the file is damaged")
@@ -141,6 +141,12 @@ def _read_manifest(root: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{root / MANIFEST}: not readable as JSON ({error}); build the artifact again") from error
     return manifest if isinstance(manifest, dict) else {}
+
+
+def _a(kind: str | None) -> str:
+    """ "a token store", "an index": for messages."""
+    words = (kind or "artifact").replace("_", " ")
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def _fsync(path: Path) -> None:

@@ -28,7 +28,7 @@ def info() -> dict[str, Any]:
     import torch
 
     from ance_fast import __version__
-    from ance_fast.index.faiss_library import faiss_kind
+    from ance_fast.index.faiss_library import faiss_kind, faiss_reason
     from ance_fast.ops.dispatch import describe, extension_problem
 
     extension: dict[str, Any] = {"problem": extension_problem()}
@@ -36,15 +36,14 @@ def info() -> dict[str, Any]:
         from ance_fast import _C
 
         extension = _C.build_info()
-    kind = faiss_kind()
     return {
         "ance_fast": __version__,
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
-        "cpu": {"model": _cpu_model(), "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()},
+        "cpu": {"model": cpu_model(), "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()},
         "gpu": _gpu(torch),
         "extension": extension,
-        "faiss": kind if isinstance(kind, str | None) else tuple(kind),
+        "faiss": {"kind": faiss_kind(), "why": faiss_reason()},
         "ops": {op: {device: list(choice) for device, choice in per.items()} for op, per in describe().items()},
         "attention": {
             "cpu": "packed, one SDPA call a length; padded for models without pluggable attention",
@@ -60,7 +59,8 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """Name of the processor."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "cpu_features.h"
+#include "encoder_kernels.h"
 #include "pool_normalize.h"
 #include "token_packer.h"
 #ifdef ANCE_FAST_WITH_CUDA
@@ -135,6 +136,64 @@ void bind_pool_normalize(py::module_& m) {
       py::arg("grad_weight") = py::none(), py::arg("grad_bias") = py::none(), py::arg("isa") = "auto");
 }
 
+void bind_encoder_kernels(py::module_& m) {
+  m.def(
+      "bias_gelu",
+      [](py::array x, const py::array& bias, int threads, const std::string& isa_name) {
+        check<float>(x, "x", {-1, -1});
+        const int64_t rows = x.shape(0), dim = x.shape(1);
+        const BiasGelu args{out<float>(x, "x", {rows, dim}), in<float>(bias, "bias", {dim}), rows, dim};
+        const Isa isa = parse_isa(isa_name);
+        py::gil_scoped_release release;
+        bias_gelu(args, isa, threads);
+      },
+      py::arg("x"), py::arg("bias"), py::kw_only(), py::arg("threads") = 1, py::arg("isa") = "auto");
+
+  m.def(
+      "bias_residual_layernorm",
+      [](py::array x, const py::array& bias, const py::array& residual, const py::array& weight,
+         const py::array& shift, float eps, int threads, const std::string& isa_name) {
+        check<float>(x, "x", {-1, -1});
+        const int64_t rows = x.shape(0), dim = x.shape(1);
+        const BiasResidualLayerNorm args{out<float>(x, "x", {rows, dim}),
+                                         in<float>(bias, "bias", {dim}),
+                                         in<float>(residual, "residual", {rows, dim}),
+                                         in<float>(weight, "weight", {dim}),
+                                         in<float>(shift, "shift", {dim}),
+                                         eps,
+                                         rows,
+                                         dim};
+        const Isa isa = parse_isa(isa_name);
+        py::gil_scoped_release release;
+        bias_residual_layernorm(args, isa, threads);
+      },
+      py::arg("x"), py::arg("bias"), py::arg("residual"), py::arg("weight"), py::arg("shift"), py::kw_only(),
+      py::arg("eps"), py::arg("threads") = 1, py::arg("isa") = "auto");
+
+  m.def(
+      "packed_attention",
+      [](const py::array& qkv, const py::array& bias, const py::array& cu_seqlens, int64_t heads, float scale,
+         py::array result, int threads, const std::string& isa_name) {
+        check<float>(result, "out", {-1, -1});
+        const int64_t tokens = result.shape(0), width = result.shape(1), sequences = sequences_of(cu_seqlens);
+        if (heads < 1 || width % heads != 0) throw py::value_error("out must be as wide as a multiple of heads");
+        const PackedAttention args{in<float>(qkv, "qkv", {tokens, 3 * width}),
+                                   in<float>(bias, "bias", {3 * width}),
+                                   in<int32_t>(cu_seqlens, "cu_seqlens", {sequences + 1}),
+                                   tokens,
+                                   sequences,
+                                   heads,
+                                   width / heads,
+                                   scale,
+                                   out<float>(result, "out", {tokens, width})};
+        const Isa isa = parse_isa(isa_name);
+        py::gil_scoped_release release;
+        packed_attention(args, isa, threads);
+      },
+      py::arg("qkv"), py::arg("bias"), py::arg("cu_seqlens"), py::kw_only(), py::arg("heads"), py::arg("scale"),
+      py::arg("out"), py::arg("threads") = 1, py::arg("isa") = "auto");
+}
+
 // The packer together with the arrays it points into.
 struct BoundPacker {
   std::vector<py::array> owners;
@@ -258,5 +317,6 @@ PYBIND11_MODULE(_C, m) {
   // Apart from build_info, which starts the CUDA driver to count devices: a later fork could not use it.
   m.def("best_isa", [] { return ance_fast::isa_name(ance_fast::best_isa()); });
   ance_fast::bind_pool_normalize(m);
+  ance_fast::bind_encoder_kernels(m);
   ance_fast::bind_token_packer(m);
 }

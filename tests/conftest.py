@@ -38,6 +38,52 @@ def minilm() -> Path:
     return model_folder()
 
 
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Callable[..., Path]:
+    """`tiny("Roberta", hidden_act="gelu")`: a Hugging Face folder of that architecture with small random weights."""
+
+    def make(architecture: str, **overrides: object) -> Path:
+        import torch
+        import transformers
+
+        settings: dict[str, object] = {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 64,
+            "max_position_embeddings": 80,
+            "vocab_size": 30522,
+            "pad_token_id": 0,
+        }
+        if architecture == "DistilBert":
+            settings |= {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64}
+        if architecture == "Electra":
+            settings |= {"embedding_size": 16}
+        if architecture == "ModernBert":
+            settings |= {"local_attention": 8, "global_attn_every_n_layers": 2, "max_position_embeddings": 128}
+            settings |= {"cls_token_id": 101, "sep_token_id": 102, "bos_token_id": 101, "eos_token_id": 102}
+        settings |= overrides
+        torch.manual_seed(0)
+        config = getattr(transformers, f"{architecture}Config")(**settings)
+        model = getattr(transformers, f"{architecture}Model")(config).eval()
+        folder = tmp_path_factory.mktemp(architecture.lower())
+        model.save_pretrained(folder)
+        transformers.AutoTokenizer.from_pretrained(minilm).save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def wiki(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BEIR folder of 400 real encyclopaedia openings with splits train, dev and test."""
+    from ance_fast.cli.demo.data import write_data
+
+    folder = tmp_path_factory.mktemp("wiki") / "data"
+    write_data(folder, limit=400)
+    return folder
+
+
 _unexpected: list[str] = []
 
 

@@ -12,11 +12,13 @@ import warnings
 
 import typer
 
+from ance_fast.cli.commands.bm25 import bm25
 from ance_fast.cli.commands.demo import demo
 from ance_fast.cli.commands.encode import encode
 from ance_fast.cli.commands.evaluate import evaluate
 from ance_fast.cli.commands.index import index
 from ance_fast.cli.commands.info import info
+from ance_fast.cli.commands.rank import rank
 from ance_fast.cli.commands.search import search
 from ance_fast.cli.commands.tokenize import tokenize
 from ance_fast.cli.commands.train import train
@@ -29,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train dense retrievers with ANCE; encode, index and search corpora.",
 )
-for command in (demo, tokenize, encode, index, search, train, evaluate, info):
+for command in (demo, tokenize, encode, index, search, train, rank, bm25, evaluate, info):
     app.command(name=command.__name__)(command)
 
 
@@ -41,6 +43,7 @@ def _options(
     level = logging.WARNING if quiet else logging.INFO
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("ance_fast").setLevel(level)
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
     if not debug:
         _silence_libraries()
 

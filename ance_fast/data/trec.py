@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ from ance_fast.data.text_lines import read_lines
 from ance_fast.errors import DataError
 
 __all__ = ["Run", "read_qrels", "read_run", "write_run"]
+
+logger = logging.getLogger(__name__)
 
 Run = dict[str, dict[str, float]]
 """Query id -> document id -> score, higher is better."""
@@ -28,8 +31,9 @@ def read_run(path: str | Path) -> Run:
     run: Run = {}
     columns = 0
     for number, line in read_lines(path):
-        fields = line.split()
-        if not fields:
+        # Tabs win over blanks, so that ids which hold blanks survive (`write_run`).
+        fields = line.split("\t") if line.count("\t") >= 2 else line.split()
+        if not line.strip():
             continue
         columns = columns or len(fields)
         if columns not in (3, 6):
@@ -58,9 +62,18 @@ def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], tag: str
     """Write a TREC run, atomically: queries in the run's order, documents by descending score, ties by document id.
 
     Ranks count from 1 and scores keep every digit (`repr`), so that reading gives the same run. A name ending in `.gz`
-    is compressed. Raises `DataError` for a NaN score and for ids or a tag that white space would tear apart.
+    is compressed. Columns are separated by blanks, or by tabs when an id holds a blank: `read_run` reads both, trec_eval
+    only ids without blanks, and a warning says so. Raises `DataError` for a NaN score and for empty ids or ones that
+    hold tabs or line breaks.
     """
     path = Path(path)
+    names = [tag, *run, *(document_id for scores in run.values() for document_id in scores)]
+    blank = next((name for name in names if name.split() != [name]), None)
+    separator = " " if blank is None else "\t"
+    if blank is not None:
+        logger.warning(
+            "%s: ids such as %r hold blanks, so columns are separated by tabs; trec_eval reads no such ids", path, blank
+        )
     _refuse_torn(tag, "tag", path)
     with (
         atomic_file(path) as staging,
@@ -75,10 +88,10 @@ def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], tag: str
                     raise DataError(f"{path}: the score of document {document_id!r} for query {query_id!r} is NaN")
             ordered = sorted(scores.items(), key=lambda entry: (-entry[1], entry[0]))
             for rank, (document_id, score) in enumerate(ordered, 1):
-                line = f"{query_id} Q0 {document_id} {rank} {float(score)!r} {tag}\n"
-                file.write(line.encode("utf-8"))
+                columns = (query_id, "Q0", document_id, str(rank), repr(float(score)), tag)
+                file.write((separator.join(columns) + "\n").encode("utf-8"))
 
 
 def _refuse_torn(value: str, what: str, path: Path) -> None:
-    if len(value.split()) != 1 or value != value.strip():
-        raise DataError(f"{path}: {what} {value!r} is empty or holds white space, which a TREC run cannot express")
+    if not value.strip() or any(mark in value for mark in "\t\n\r\v\f"):
+        raise DataError(f"{path}: {what} {value!r} is empty or holds tabs or line breaks, which a run cannot express")

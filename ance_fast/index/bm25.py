@@ -130,4 +130,4 @@ def _import(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise MissingDependencyError("BM25 needs bm25s and PyStemmer: pip install 'ance_fast[demo]'") from error
+        raise MissingDependencyError("BM25 needs bm25s and PyStemmer: pip install 'ance_fast[bm25]'") from error

@@ -44,7 +44,7 @@ def create(faiss: Any, factory: str, dim: int, seed: int) -> Any:
         ) from error
     for layer in layers(faiss, index):
         if hasattr(layer, "do_polysemous_training"):
-            # Orders the codes for Hamming filters, which are not used here; it would take 30 s where k-means takes 0.2.
+            # Orders the codes for Hamming filters, which are not used here; it takes 100 times as long as k-means.
             layer.do_polysemous_training = False
         for clustering in (getattr(layer, "cp", None), getattr(getattr(layer, "pq", None), "cp", None)):
             if clustering is not None:

@@ -93,7 +93,7 @@ class FaissBackend:
         if mask is not None and not self._selects:
             positions = np.where((positions >= 0) & mask[positions], positions, -1)
         scores, positions = ranked(scores, positions)
-        if exact and k < min(fetch, allowed) and fetch < allowed and not self.on_gpu:
+        if exact and fetch < allowed and not self.on_gpu:
             self._resolve_ties(queries, k, mask, scores, positions)
         return scores[:, :k], positions[:, :k]
 
@@ -209,6 +209,8 @@ def default_nprobe(nlist: int, allowed_share: float = 1.0) -> int:
 
 
 def default_ef_search(k: int, allowed_share: float, count: int) -> int:
-    """Candidates HNSW keeps when `params` names none: max(64, 2 k); more the fewer documents are allowed, because the
-    walk goes through the others too."""
+    """Candidates HNSW keeps when `params` names none: max(64, 2 k).
+
+    More the fewer documents are allowed, because the walk goes through the others too.
+    """
     return min(math.ceil(max(64, 2 * k) / allowed_share), max(count, 2 * k))

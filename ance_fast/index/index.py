@@ -73,7 +73,7 @@ class Index:
                 without a GPU build of FAISS, and anywhere without FAISS, is searched by torch.
             fingerprint: of the encoder; `load` compares it.
             train_size: vectors to train IVF and PQ on, a sample drawn by `seed`; None: 256 a list, at least 65,536.
-            progress: called with the number of rows added after each slice.
+            progress: called after each slice with the rows it had (`progress_bar` yields such a function).
 
         Training is deterministic in `seed`; HNSW graphs are on one thread only (FAISS inserts concurrently).
 
@@ -235,12 +235,10 @@ class Index:
         return f"Index({self.factory}, {self.metric}, {len(self)} x {self.dim}, {self.backend})"
 
     def _append(self, source: VectorSource, table: IdTable, progress: Progress | None) -> None:
-        rows = 0
         for block in prepared_blocks(source, self.metric, lambda row: repr(table[row])):
             self._backend.add(block)
-            rows += len(block)
             if progress is not None:
-                progress(rows)
+                progress(len(block))
         self.ids = self.ids.extended(table)
 
     def _mask(self, exclude: Collection[str] | None, allow: Collection[str] | None) -> np.ndarray | None:

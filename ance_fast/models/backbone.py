@@ -7,6 +7,8 @@ that packed and padded outputs agree; otherwise it pads, and says why.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from transformers import PreTrainedModel
 
 from ance_fast.data.packing import PackedBatch
 from ance_fast.errors import ArtifactError, ConfigError
+from ance_fast.models.bert_packed import BertStack, bert_stack
 from ance_fast.models.packed_attention import IMPLEMENTATION, PackedLayout
 
 logger = logging.getLogger(__name__)
@@ -71,6 +74,7 @@ class PackedBackbone(nn.Module):
         self.pad_token_id = pad_token_id
         self.position_offset = _position_offset(model)
         self._padded_implementation = model.config._attn_implementation
+        self._stack: BertStack | None = None
         self.mode, self.reason = "padded", "asked for"
         if attention != "padded":
             self.mode, self.reason = self._choose()
@@ -105,7 +109,22 @@ class PackedBackbone(nn.Module):
         """Hidden states [T, hidden] of the batch's tokens, in packed order."""
         if len(batch.input_ids) == 0:
             return torch.zeros(0, self.model.config.hidden_size, device=self.device, dtype=self.dtype)
+        if self._stack is not None:
+            return self._stack(batch.input_ids, batch.position_ids + self.position_offset, batch.cu_seqlens)
         return self._packed(batch) if self.mode == "packed" else self._padded(batch)
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Within it the fused inference stack runs where there is one: no gradients, and weights that stay put."""
+        outer, training = self._stack, self.model.training
+        self.model.eval()
+        self._stack = bert_stack(self.model) if self.mode == "packed" else None
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._stack = outer
+            self.model.train(training)
 
     def _packed(self, batch: PackedBatch) -> Tensor:
         positions = batch.position_ids + self.position_offset if self.position_offset else batch.position_ids

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ance_fast.artifacts import staged_artifact
+from ance_fast.artifacts import MANIFEST, open_artifact, staged_artifact
 from ance_fast.data.packing import PackedBatch, Packer, Shard, TokenTable
 from ance_fast.data.tokenize import TextEncoder, Tokens, text_encoder, token_dtype, tokenize
 from ance_fast.errors import ArtifactError, ConfigError, MissingDependencyError
@@ -77,6 +77,8 @@ class Encoder(nn.Module):
         from transformers import AutoTokenizer
 
         folder = resolve_checkpoint(name_or_path)
+        if (folder / MANIFEST).is_file():
+            open_artifact(folder)
         layout = read_layout(folder)
         changes: dict[str, Any] = {
             "pooling": pooling,
@@ -186,7 +188,6 @@ class Encoder(nn.Module):
             pooled = module(pooled)
         return F.normalize(pooled, dim=-1) if self.layout.normalize and len(self.head) else pooled
 
-    @torch.no_grad()
     def encode_tokens(
         self,
         table: TokenTable | Sequence[Shard],
@@ -201,17 +202,18 @@ class Encoder(nn.Module):
         `batch_tokens` is the token budget of one forward pass; `on_progress` is called with the sequences done since
         its last call.
         """
-        training = self.training
-        self.eval()
         packer = Packer(table)
         count = len(packer) if rows is None else len(rows)
         out = torch.zeros(count, self.dim, device=self.device)
         budget = batch_tokens or DEFAULT_BATCH_TOKENS.get(self.device.type, 4096)
+        training = self.training
+        self.eval()
         try:
-            for batch in packer.batches(rows, token_budget=budget):
-                out[torch.as_tensor(batch.rows, device=self.device)] = self(batch.to(self.device))
-                if on_progress is not None:
-                    on_progress(len(batch))
+            with self.backbone.inference():
+                for batch in packer.batches(rows, token_budget=budget):
+                    out[torch.as_tensor(batch.rows, device=self.device)] = self(batch.to(self.device))
+                    if on_progress is not None:
+                        on_progress(len(batch))
         finally:
             self.train(training)
         return out

@@ -68,6 +68,7 @@ _TORCH = Backend("torch", _torch_reason)
 _REFERENCE = Backend("reference", lambda _: "asked for by name")
 _CPP_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 _CPP = Backend("cpp", _cpp_reason, frozenset({"cpu"}), _CPP_DTYPES, extension_problem)
+_CPP_FLOAT = Backend("cpp", _cpp_reason, frozenset({"cpu"}), frozenset({torch.float32}), extension_problem)
 _CHUNKED = Backend("torch", lambda d: "torch in row chunks" + ("" if d == "cpu" else ", GPU kernel not built yet"))
 
 BACKENDS: dict[str, tuple[Backend, ...]] = {
@@ -75,6 +76,7 @@ BACKENDS: dict[str, tuple[Backend, ...]] = {
     "contrastive_loss": (_CHUNKED, _REFERENCE),
     "pairwise_loss": (_TORCH, _REFERENCE),
     "topk_inner_product": (_CHUNKED,),
+    "encoder_layer": (_CPP_FLOAT, _TORCH),
 }
 
 

@@ -125,5 +125,5 @@ def test_files_give_what_their_contents_give(tmp_path: Path) -> None:
 
 
 def test_a_search_result_is_pointed_to_its_run() -> None:
-    with pytest.raises(ConfigError, match="run is a list; .* to_run"):
+    with pytest.raises(ConfigError, match=r"run is a list; .* to_run"):
         evaluate([1], {"q": {"d": 1}})  # type: ignore[arg-type]

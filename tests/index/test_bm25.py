@@ -113,7 +113,7 @@ def test_wrong_searches_are_refused() -> None:
 @pytest.mark.parametrize("module", ["bm25s", "Stemmer"])
 def test_without_its_packages_the_extra_is_named(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'ance_fast\[demo\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'ance_fast\[bm25\]'"):
         Bm25.build(["apple"])
 
 

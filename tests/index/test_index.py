@@ -98,7 +98,7 @@ def test_flat_resolves_ties_everywhere_by_position(count: int, k: int, queries: 
 def test_cosine_is_the_inner_product_of_normalised_vectors_and_zero_vectors_score_zero() -> None:
     vectors = np.array([[2, 0], [0, 0], [5, 5], [-1, 0]], np.float32)
     index = Index.build(vectors, ids=["right", "zero", "up", "left"], metric="cosine")
-    hits = index.search(np.array([[10, 0], [0, 0]]), 4)
+    hits = index.search(np.array([[10.0, 0.0], [0.0, 0.0]]), 4)
     assert hits.ids == [["right", "up", "zero", "left"], ["right", "zero", "up", "left"]]
     assert hits.scores == pytest.approx(np.array([[1, 2**-0.5, 0, -1], [0, 0, 0, 0]]))
 
@@ -137,7 +137,7 @@ def test_k_beyond_the_corpus_is_padded(factory: str, corpus: np.ndarray) -> None
 
 @pytest.mark.parametrize("k", [0, -3, 2.0, "5", True, None])
 def test_k_that_is_no_positive_whole_number_is_refused(k: object, corpus: np.ndarray) -> None:
-    with pytest.raises(ConfigError, match="k is .*; it must be a whole number of at least 1"):
+    with pytest.raises(ConfigError, match=r"k is .*; it must be a whole number of at least 1"):
         Index.build(corpus[:5]).search(corpus[0], k)  # type: ignore[arg-type]
 
 
@@ -191,7 +191,7 @@ def test_build_reads_slices_and_reports_progress(corpus: np.ndarray, monkeypatch
     monkeypatch.setattr(vectors_module, "BLOCK_ROWS", 500)
     seen: list[int] = []
     index = Index.build(corpus, progress=seen.append)
-    assert seen == [500, 1000, 1200]
+    assert seen == [500, 500, 200]
     assert (index.reconstruct(np.arange(1200)) == corpus).all()
 
 

@@ -25,7 +25,7 @@ def info(json: Annotated[bool, typer.Option("--json", help="One JSON document.")
     rows += [(f"cpu {key}", value) for key, value in facts["cpu"].items()]
     rows += [("gpu", ", ".join(gpu["name"] for gpu in facts["gpu"]) or "none visible")]
     rows += [(f"extension {key}", _short(value)) for key, value in facts["extension"].items()]
-    rows += [("faiss", _short(facts["faiss"]))]
+    rows += [("faiss", facts["faiss"]["kind"] or "none"), ("faiss why", facts["faiss"]["why"])]
     print_table(("what", "is"), rows)
     print_table(
         ("op", "device", "backend", "why"),

