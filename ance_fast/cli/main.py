@@ -5,12 +5,16 @@ A new command is one file with a function, and one line below.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import typer
+from rich.logging import RichHandler
 
 from ance_fast.cli.commands.bm25 import bm25
 from ance_fast.cli.commands.demo import demo
@@ -23,6 +27,23 @@ from ance_fast.cli.commands.search import search
 from ance_fast.cli.commands.tokenize import tokenize
 from ance_fast.cli.commands.train import train
 from ance_fast.errors import AnceFastError, ConfigError
+from ance_fast.progress import stderr_console
+
+
+class _Interrupted(Exception):
+    """Ctrl-C, in a form that typer does not turn into its own status."""
+
+
+def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(command)
+    def run(*arguments: Any, **options: Any) -> None:
+        try:
+            command(*arguments, **options)
+        except KeyboardInterrupt as error:
+            raise _Interrupted from error
+
+    return run
+
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,7 +53,7 @@ app = typer.Typer(
     help="Train dense retrievers with ANCE; encode, index and search corpora.",
 )
 for command in (demo, tokenize, encode, index, search, train, rank, bm25, evaluate, info):
-    app.command(name=command.__name__)(command)
+    app.command(name=command.__name__)(_interruptible(command))
 
 
 @app.callback()
@@ -41,7 +62,8 @@ def _options(
     quiet: bool = typer.Option(False, "--quiet", help="Only warnings and errors."),
 ) -> None:
     level = logging.WARNING if quiet else logging.INFO
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = RichHandler(console=stderr_console(), show_time=False, show_level=False, show_path=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("ance_fast").setLevel(level)
     logging.getLogger("bm25s").setLevel(logging.WARNING)
     if not debug:
@@ -53,16 +75,12 @@ def main() -> None:
     debug = "--debug" in sys.argv
     try:
         app()
-    except KeyboardInterrupt:
+    except _Interrupted:
         _fail("interrupted", 130)
-    except ConfigError as error:
-        if debug:
-            raise
-        _fail(f"error: {error}", 2)
     except (AnceFastError, OSError, MemoryError) as error:
         if debug:
             raise
-        _fail(f"error: {error}", 1)
+        _fail(f"error: {error}", 2 if isinstance(error, ConfigError) else 1)
 
 
 def _fail(message: str, status: int) -> None:

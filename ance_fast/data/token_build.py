@@ -41,6 +41,7 @@ from ance_fast.data.token_shards import (
 )
 from ance_fast.data.tokenize import TextEncoder, text_encoder, token_dtype, tokenize, tokenizer_fingerprint
 from ance_fast.errors import ArtifactError, ConfigError, DataError
+from ance_fast.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -265,19 +266,7 @@ def _progress(corpus: Iterable[Any], show: bool) -> Iterator[Callable[[int], Non
     if not show:
         yield lambda count: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     # Counting a corpus would read it once more, so its size is used only where it is known.
     total = corpus.counted if isinstance(corpus, Corpus) else len(corpus) if isinstance(corpus, Sequence) else None
-    rate = TextColumn("{task.fields[rate]} documents/s")
-    columns = (TextColumn("tokenising"), BarColumn(), MofNCompleteColumn(), rate, TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:  # stdout is for results
-        task = progress.add_task("tokenising", total=total, rate="0")
-
-        def advance(count: int) -> None:
-            progress.advance(task, count)
-            entry = progress.tasks[0]
-            progress.update(task, rate=f"{entry.completed / max(entry.elapsed or 0.0, 1e-3):,.0f}")
-
+    with progress_bar("tokenising", total, "documents") as advance:
         yield advance

@@ -62,9 +62,9 @@ def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], tag: str
     """Write a TREC run, atomically: queries in the run's order, documents by descending score, ties by document id.
 
     Ranks count from 1 and scores keep every digit (`repr`), so that reading gives the same run. A name ending in `.gz`
-    is compressed. Columns are separated by blanks, or by tabs when an id holds a blank: `read_run` reads both, trec_eval
-    only ids without blanks, and a warning says so. Raises `DataError` for a NaN score and for empty ids or ones that
-    hold tabs or line breaks.
+    is compressed. Columns are separated by blanks, or by tabs when an id holds a blank: `read_run` reads both,
+    trec_eval only ids without blanks, and a warning says so. Raises `DataError` for a NaN score and for empty ids or
+    ones that hold tabs or line breaks.
     """
     path = Path(path)
     names = [tag, *run, *(document_id for scores in run.values() for document_id in scores)]

@@ -122,6 +122,11 @@ class AnceTrainer(Trainer):
         board = tensorboard_callback(self.folder / "tensorboard", purge_step=step + 1 if checkpoint else None)
         if board is not None:
             self.add_callback(board)
+        if checkpoint is not None and step >= self.ance.max_steps:
+            # Killed between the last checkpoint and the end: the stock loop would take one step too many.
+            self.encoder.load_weights(checkpoint)
+            self.state.global_step = step
+            return self._finish()
         started = time.monotonic()
         try:
             super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -30,9 +30,9 @@ def build(corpus, tokenizer, path: Path, **changed) -> TokenStore:
     return TokenStore.build(corpus, tokenizer, path, **settings)
 
 
-def files(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Name -> (inode, content): a file written anew has another inode even where its content is the same."""
-    return {file.name: (file.stat().st_ino, file.read_bytes()) for file in folder.iterdir()}
+def files(folder: Path) -> dict[str, tuple[tuple[int, int], bytes]]:
+    """Name -> ((inode, time), content): a file written anew differs even where its content is the same."""
+    return {file.name: ((file.stat().st_ino, file.stat().st_mtime_ns), file.read_bytes()) for file in folder.iterdir()}
 
 
 def broken_after(count: int, error: BaseException) -> Iterator[Document]:
@@ -204,7 +204,7 @@ def test_a_damaged_store_is_mended(tokenizer: PreTrainedTokenizerFast, path: Pat
 def test_something_else_at_the_path_is_refused_and_left_alone(tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
     path.mkdir()
     (path / "precious.txt").write_text("mine")
-    with pytest.raises(ArtifactError, match="exists and is not a token_store"):
+    with pytest.raises(ArtifactError, match="exists and is not a token store"):
         build(CORPUS, tokenizer, path)
     assert (path / "precious.txt").read_text() == "mine"
 
@@ -289,7 +289,7 @@ def test_progress_goes_to_standard_error(
     build(CORPUS, tokenizer, path, show_progress=True)
     out, err = capsys.readouterr()
     assert out == ""
-    assert "23/23" in err
+    assert "tokenising: 23 documents" in err
     assert "documents/s" in err
 
 

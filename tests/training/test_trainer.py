@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -195,6 +196,18 @@ def test_a_killed_run_resumes_to_the_very_same_weights(tiny_bert: Path, wiki: Pa
     assert whole.fingerprint() != Encoder.load(str(tiny_bert), normalize=True).fingerprint()
     logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "killed")]
     assert logs[0] == logs[1]
+
+
+def test_resuming_a_run_that_reached_its_last_step_only_finishes_it(
+    finished: AnceTrainer, tiny_bert: Path, wiki: Path
+) -> None:
+    """What a kill between the last checkpoint and the end leaves."""
+    log = (finished.folder / "metrics.jsonl").read_text()
+    shutil.rmtree(finished.folder / "final")
+    again = make_trainer(tiny_bert, wiki, finished.folder, negatives_per_query=2)
+    again.train(resume=True)
+    assert again.encoder.fingerprint() == finished.encoder.fingerprint()
+    assert (finished.folder / "metrics.jsonl").read_text() == log
 
 
 def test_resuming_refuses_other_settings_other_data_and_nothing_to_resume(
