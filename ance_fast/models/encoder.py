@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ance_fast.artifacts import MANIFEST, open_artifact, staged_artifact
@@ -21,7 +20,8 @@ from ance_fast.data.packing import PackedBatch, Packer, Shard, TokenTable
 from ance_fast.data.tokenize import TextEncoder, Tokens, text_encoder, token_dtype, tokenize
 from ance_fast.errors import ArtifactError, ConfigError, MissingDependencyError
 from ance_fast.models.backbone import PackedBackbone, load_transformer
-from ance_fast.models.layouts import CheckpointLayout, HeadModule, read_layout, resolve_checkpoint, write_layout
+from ance_fast.models.heads import head_module, load_head
+from ance_fast.models.layouts import CheckpointLayout, read_layout, resolve_checkpoint, write_layout
 from ance_fast.ops import pool_normalize
 from ance_fast.progress import progress_bar
 
@@ -41,7 +41,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.tokenizer = tokenizer
-        self.head = nn.ModuleList(_head_module(spec) for spec in layout.head)
+        self.head = nn.ModuleList(head_module(spec) for spec in layout.head)
         longest = min(layout.max_seq_length or tokenizer.model_max_length, backbone.max_positions or 10**9, 8192)
         self.layout = dataclasses.replace(
             layout,
@@ -100,7 +100,7 @@ class Encoder(nn.Module):
         nn.Module.to(model, place)
         encoder = cls(PackedBackbone(model, attention, tokenizer.pad_token_id or 0), tokenizer, layout)
         for module, spec in zip(encoder.head, layout.head, strict=True):
-            _load_head(module, spec)
+            load_head(module, spec)
         encoder.head.to(place)
         return encoder.eval()
 
@@ -317,60 +317,6 @@ class Encoder(nn.Module):
         if max_length not in self._text_encoders:
             self._text_encoders[max_length] = text_encoder(self.tokenizer, max_length)
         return tokenize(texts, self._text_encoders[max_length], token_dtype(self.tokenizer))
-
-
-class _Dense(nn.Module):
-    """sentence-transformers' Dense: activation(linear(x)), plus x when the module is residual."""
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        super().__init__()
-        width_in, width_out = config["in_features"], config["out_features"]
-        self.linear = nn.Linear(width_in, width_out, bias=config.get("bias", True))
-        self.activation = _activation(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
-        self.use_residual = bool(config.get("use_residual", False))
-        if self.use_residual and width_in != width_out:
-            self.residual = nn.Linear(width_in, width_out, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.activation(self.linear(x))
-        if self.use_residual:
-            out = out + (self.residual(x) if hasattr(self, "residual") else x)
-        return out
-
-
-class _LayerNorm(nn.Module):
-    def __init__(self, config: dict[str, Any]) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(config["dimension"])
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.norm(x)
-        return out
-
-
-def _head_module(spec: HeadModule) -> nn.Module:
-    return _Dense(spec.config) if spec.kind == "Dense" else _LayerNorm(spec.config)
-
-
-def _load_head(module: nn.Module, spec: HeadModule) -> None:
-    if spec.weights is None:
-        return
-    safe, legacy = spec.weights / "model.safetensors", spec.weights / "pytorch_model.bin"
-    if not safe.is_file() and not legacy.is_file():
-        raise ArtifactError(f"{spec.weights}: no weights (model.safetensors or pytorch_model.bin)")
-    state = load_file(safe) if safe.is_file() else torch.load(legacy, map_location="cpu", weights_only=True)
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        raise ArtifactError(f"{spec.weights}: the weights do not fit the {spec.kind} module: {error}") from error
-
-
-def _activation(name: str) -> nn.Module:
-    module, _, cls = name.rpartition(".")
-    if not module.startswith("torch.nn"):
-        raise ConfigError(f"Dense activation {name!r} is not a torch.nn module")
-    made: nn.Module = getattr(importlib.import_module(module), cls)()
-    return made
 
 
 def _device(name: str) -> torch.device:
