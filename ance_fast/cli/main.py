@@ -5,6 +5,7 @@ A new command is one file with a function, and one line below.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -84,7 +85,9 @@ def main() -> None:
 
 
 def _fail(message: str, status: int) -> None:
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    stderr_console().show_cursor()
     print(f"ance-fast: {message}", file=sys.stderr)
     # Not sys.exit: worker threads of tokenizers and BLAS must not keep an interrupted process alive.
     sys.stderr.flush()

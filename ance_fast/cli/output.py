@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+
+def program() -> str:
+    """How this program was called, so that a printed command works when pasted."""
+    name = sys.argv[0]
+    return (
+        shlex.quote(name) if Path(name).name == "ance-fast" else f"{shlex.quote(sys.executable)} -m ance_fast.cli.main"
+    )
 
 
 def print_json(value: Any) -> None:

@@ -60,6 +60,7 @@ def build_store(
     shard_rows: int,
     keep_text: bool,
     show_progress: bool,
+    replace: bool,
 ) -> Path:
     """Build the store `path` as `TokenStore.build` describes and return its absolute path."""
     if num_proc < 1 or shard_rows < 1:
@@ -82,6 +83,9 @@ def build_store(
             shutil.rmtree(work)
             logger.info("%s: already holds this corpus, tokenised by these settings", target)
             return target
+        if present is not None and not replace:
+            shutil.rmtree(work)
+            raise ArtifactError(f"{target}: holds another corpus, which is in use; choose another path")
         shards.adopt_untouched()
         names = [shard_name(number) for number in range(len(infos))]
         for stale in set(os.listdir(work)) - set(names):

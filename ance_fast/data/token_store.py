@@ -95,6 +95,7 @@ class TokenStore:
         shard_rows: int = 65536,
         keep_text: bool = True,
         show_progress: bool = False,
+        replace: bool = True,
     ) -> TokenStore:
         """Tokenise `corpus` into the store `path` and open it.
 
@@ -121,6 +122,7 @@ class TokenStore:
             shard_rows=shard_rows,
             keep_text=keep_text,
             show_progress=show_progress,
+            replace=replace,
         )
         return cls.open(target, verify=False)
 

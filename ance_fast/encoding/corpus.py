@@ -53,7 +53,9 @@ def encode_corpus(
     _check_store(encoder, store)
     identity = {
         "fingerprint": encoder.fingerprint(),
-        "content": store.manifest.get("content"),
+        "content": store.manifest["content"],
+        "max_length": store.max_length,
+        "prompt": store.prompt,
         "rows": len(store),
         "dim": encoder.dim,
         "dtype": dtype,
@@ -75,7 +77,9 @@ def encode_corpus(
         table = pa.table({"id": store.ids.arrow})
         with pa.OSFile(str(staging), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
-    (work / "identity.json").unlink()
+    # identity.json stays: a kill before the rename must still find that these shards are this job's.
+    for leftover in work.glob(".*.tmp"):
+        leftover.unlink()
     seal(work, KIND, {**identity, "shards": names})
     publish(work, target)
     return EmbeddingShards.open(target, verify=False)
@@ -98,6 +102,11 @@ def _check_store(encoder: Encoder, store: TokenStore) -> None:
     if store.tokenizer_fingerprint != tokenizer_fingerprint(encoder.tokenizer):
         raise ArtifactError(
             f"{store}: tokenised for another encoder's vocabulary; tokenize the corpus with this checkpoint"
+        )
+    if store.prompt != encoder.document_prompt:
+        raise ArtifactError(
+            f"{store}: tokenised with the prompt {store.prompt!r}, this checkpoint's is {encoder.document_prompt!r}; "
+            "tokenize the corpus with this checkpoint"
         )
     if store.max_length > int(encoder.layout.max_seq_length or store.max_length):
         raise ConfigError(

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -25,9 +26,8 @@ from ance_fast.models.packed_attention import IMPLEMENTATION, PackedLayout
 logger = logging.getLogger(__name__)
 
 
-def load_transformer(folder: Path, dtype: torch.dtype, num_layers: int | None) -> PreTrainedModel:
-    """Load the weights in `folder`; `num_layers` keeps only the first layers. Missing weights are an error, not
-    noise."""
+def load_transformer(folder: Path, num_layers: int | None) -> PreTrainedModel:
+    """Load `folder` in float32; `num_layers` keeps only the first layers. Weights that lack tensors are refused."""
     from transformers import AutoConfig, AutoModel
 
     overrides: dict[str, Any] = {}
@@ -38,13 +38,15 @@ def load_transformer(folder: Path, dtype: torch.dtype, num_layers: int | None) -
                 raise ConfigError(f"num_layers={num_layers}: {folder} has {available} layers")
             overrides["num_hidden_layers"] = num_layers
         model, report = AutoModel.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, attn_implementation="sdpa", **overrides
+            folder, dtype=torch.float32, output_loading_info=True, attn_implementation="sdpa", **overrides
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if isinstance(error, ConfigError):
             raise
         if "attn_implementation" in str(error) or "scaled_dot_product" in str(error):
-            model, report = AutoModel.from_pretrained(folder, dtype=dtype, output_loading_info=True, **overrides)
+            model, report = AutoModel.from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True, **overrides
+            )
         else:
             raise ArtifactError(f"{folder}: the transformer could not be loaded: {error}") from error
     missing = [key for key in report["missing_keys"] if not key.startswith("pooler.")]
@@ -53,6 +55,8 @@ def load_transformer(folder: Path, dtype: torch.dtype, num_layers: int | None) -
             f"{folder}: the weights lack {len(missing)} tensors of {type(model).__name__}, such as {min(missing)}; "
             "the checkpoint belongs to another architecture or is incomplete"
         )
+    if any(key.startswith("pooler.") for key in report["missing_keys"]):
+        model.pooler = None  # it would be random
     if getattr(model, "pooler", None) is not None:
         # No pooling here uses it: frozen, it costs no optimizer state and leaves no gradient-less parameter for DDP.
         model.pooler.requires_grad_(False)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -37,11 +38,11 @@ class Encoder(nn.Module):
     Make one with `Encoder.load`. Calling it on a `PackedBatch` gives embeddings float32 [B, dim]; `encode*` take texts.
     """
 
-    def __init__(self, backbone: PackedBackbone, tokenizer: Any, layout: CheckpointLayout) -> None:
+    def __init__(self, backbone: PackedBackbone, head: nn.ModuleList, tokenizer: Any, layout: CheckpointLayout) -> None:
         super().__init__()
         self.backbone = backbone
         self.tokenizer = tokenizer
-        self.head = nn.ModuleList(head_module(spec) for spec in layout.head)
+        self.head = head
         longest = min(layout.max_seq_length or tokenizer.model_max_length, backbone.max_positions or 10**9, 8192)
         self.layout = dataclasses.replace(
             layout,
@@ -50,6 +51,8 @@ class Encoder(nn.Module):
             max_document_length=min(layout.max_document_length or longest, longest),
         )
         self._text_encoders: dict[int, TextEncoder] = {}
+        # Set when the weights in memory are a rounded copy of the checkpoint's.
+        self._checkpoint_digest: str | None = None
 
     @classmethod
     def load(
@@ -96,12 +99,15 @@ class Encoder(nn.Module):
             raise ArtifactError(f"{layout.transformer}: the tokenizer could not be loaded: {error}") from error
         if layout.lower_case:
             _lower_case(tokenizer)
-        model = load_transformer(layout.transformer, _dtype(dtype, place), num_layers).eval()
-        nn.Module.to(model, place)
-        encoder = cls(PackedBackbone(model, attention, tokenizer.pad_token_id or 0), tokenizer, layout)
-        for module, spec in zip(encoder.head, layout.head, strict=True):
+        model = load_transformer(layout.transformer, num_layers).eval()
+        head = nn.ModuleList(head_module(spec) for spec in layout.head)
+        for module, spec in zip(head, layout.head, strict=True):
             load_head(module, spec)
-        encoder.head.to(place)
+        kind = _dtype(dtype, place)
+        rounded = None if kind == torch.float32 else _weights_digest(nn.ModuleDict({"model": model, "head": head}))
+        nn.Module.to(model, place, kind)
+        encoder = cls(PackedBackbone(model, attention, tokenizer.pad_token_id or 0), head.to(place), tokenizer, layout)
+        encoder._checkpoint_digest = rounded
         return encoder.eval()
 
     # ---- properties ----
@@ -155,19 +161,15 @@ class Encoder(nn.Module):
         }
 
     def fingerprint(self) -> str:
-        """BLAKE2b over weights, pooling, head, lengths, prompts: equal exactly when embeddings are comparable."""
+        """BLAKE2b over weights, pooling, head and prompts: equal exactly when embeddings are comparable.
+
+        Lengths and the dtype in memory do not count: an encoder loaded in half precision has the fingerprint of its
+        checkpoint.
+        """
         digest = hashlib.blake2b(digest_size=16)
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        digest.update((self._checkpoint_digest or _weights_digest(self)).encode())
         layout = self.layout
-        settings = (
-            layout.pooling,
-            layout.normalize,
-            layout.max_query_length,
-            layout.max_document_length,
-            layout.prompts,
-        )
+        settings = (layout.pooling, layout.normalize, layout.prompts)
         digest.update(repr((settings, [spec.config for spec in layout.head])).encode())
         return digest.hexdigest()
 
@@ -254,19 +256,19 @@ class Encoder(nn.Module):
             )
         if truncate_dim is not None:
             embeddings = embeddings[:, :truncate_dim]
-        if normalize_embeddings or (truncate_dim is not None and self.layout.normalize):
+        if normalize_embeddings:
             embeddings = F.normalize(embeddings, dim=-1)
         return _export(embeddings[0] if isinstance(inputs, str) else embeddings, output)
 
     def encode_query(self, inputs: str | Sequence[str], **options: Any) -> Any:
         """`encode` with the checkpoint's query prompt and maximum query length."""
-        return self.encode(inputs, **{"prompt": self.query_prompt, "max_length": self.max_query_length, **options})
+        prompt = {} if "prompt_name" in options else {"prompt": self.query_prompt}
+        return self.encode(inputs, **{**prompt, "max_length": self.max_query_length, **options})
 
     def encode_document(self, inputs: str | Sequence[str], **options: Any) -> Any:
         """`encode` with the checkpoint's document prompt and maximum document length."""
-        return self.encode(
-            inputs, **{"prompt": self.document_prompt, "max_length": self.max_document_length, **options}
-        )
+        prompt = {} if "prompt_name" in options else {"prompt": self.document_prompt}
+        return self.encode(inputs, **{**prompt, "max_length": self.max_document_length, **options})
 
     # ---- saving ----
 
@@ -274,8 +276,11 @@ class Encoder(nn.Module):
         """Write a sentence-transformers folder that `Encoder.load` and `SentenceTransformer` open; whole or not at
         all."""
         manifest = {"fingerprint": self.fingerprint()}
-        with staged_artifact(path, KIND, manifest) as folder:
-            self.write(folder)
+        try:
+            with staged_artifact(path, KIND, manifest) as folder:
+                self.write(folder)
+        except (OSError, SafetensorError) as error:
+            raise ArtifactError(f"{path}: the encoder was not saved ({error}); is the disk full?") from error
 
     def write(self, folder: Path) -> None:
         """Write the files of `save` into an existing folder, without its guarantees."""
@@ -319,10 +324,24 @@ class Encoder(nn.Module):
         return tokenize(texts, self._text_encoders[max_length], token_dtype(self.tokenizer))
 
 
+def _weights_digest(module: nn.Module) -> str:
+    """BLAKE2b over named tensors. The pooler does not count: nothing here uses it."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(module.state_dict().items()):
+        name = name.removeprefix("backbone.")
+        if not name.startswith("model.pooler."):
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device={name!r}: choose auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device={name!r}: no CUDA device is visible to torch {torch.__version__}")
     return device

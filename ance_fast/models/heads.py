@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -56,10 +57,10 @@ def load_head(module: nn.Module, spec: HeadModule) -> None:
     safe, legacy = spec.weights / "model.safetensors", spec.weights / "pytorch_model.bin"
     if not safe.is_file() and not legacy.is_file():
         raise ArtifactError(f"{spec.weights}: no weights (model.safetensors or pytorch_model.bin)")
-    state = load_file(safe) if safe.is_file() else torch.load(legacy, map_location="cpu", weights_only=True)
     try:
+        state = load_file(safe) if safe.is_file() else torch.load(legacy, map_location="cpu", weights_only=True)
         module.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, SafetensorError) as error:
         raise ArtifactError(f"{spec.weights}: the weights do not fit the {spec.kind} module: {error}") from error
 
 

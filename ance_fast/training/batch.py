@@ -12,7 +12,7 @@ import numpy as np
 
 from ance_fast.data.packing import PackedBatch, Packer, Shard
 from ance_fast.training.examples import Examples
-from ance_fast.training.negatives import NegativeTable, choose_positives, draw_negatives
+from ance_fast.training.negatives import NegativeSampler, NegativeTable, choose_positives
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class BatchMaker:
 
     def __init__(self, examples: Examples, negatives_per_query: int, seed: int) -> None:
         self.examples = examples
-        self.count = negatives_per_query
         self.seed = seed
+        self._draw = NegativeSampler(examples, seed=seed, count=negatives_per_query)
         shards: Sequence[Shard] = [*examples.passages.shards, *examples.queries.shards]
         self._packer = Packer(shards)
         self._first_query = len(examples.passages)
@@ -45,7 +45,7 @@ class BatchMaker:
     def __call__(self, queries: np.ndarray, table: NegativeTable, step: int) -> TrainingBatch:
         """The batch of these query indices at optimizer step `step`; each distinct passage appears once."""
         positive = choose_positives(self.examples, queries, seed=self.seed, step=step)
-        negatives = draw_negatives(table, self.examples, queries, self.count, seed=self.seed, step=step)
+        negatives = self._draw(table, queries, step)
         passages = np.unique(np.concatenate([positive, negatives[negatives >= 0]]))
         request = np.concatenate([queries + self._first_query, passages])
         # Longest first, so that equal lengths lie side by side for attention; `rows` leads back to the request.

@@ -14,7 +14,9 @@ logger = logging.getLogger(__name__)
 
 
 class ProgressCallback(TrainerCallback):
-    """A bar over optimizer steps; dev metrics and hardness as a line at each refresh."""
+    """A bar over optimizer steps; dev metrics and hardness as a line at each refresh. Close it when training ends."""
+
+    _open = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -22,14 +24,16 @@ class ProgressCallback(TrainerCallback):
         self._bar = progress_bar("training", state.max_steps, "steps")
         self._advance = self._bar.__enter__()
         self._advance(state.global_step)
+        self._open = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._advance(1)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._bar.__exit__(None, None, None)
+    def close(self) -> None:
+        """End the bar, also after an error: a terminal must get its cursor back."""
+        if self._open:
+            self._open = False
+            self._bar.__exit__(None, None, None)
 
     def on_log(
         self,

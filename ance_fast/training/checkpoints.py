@@ -36,7 +36,9 @@ def newest_valid_checkpoint(folder: Path) -> Path:
             logger.warning("passing over a checkpoint: %s", error)
         else:
             return path
-    raise ArtifactError(f"{folder}: no valid checkpoint to resume from ({len(found)} damaged); train without resuming")
+    raise ArtifactError(
+        f"{folder}: no valid checkpoint to resume from ({len(found)} damaged); train into another folder"
+    )
 
 
 def keep_newest(folder: Path, count: int) -> None:

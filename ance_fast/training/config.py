@@ -11,6 +11,16 @@ from ance_fast.errors import ConfigError
 LOSSES = ("pairwise", "contrastive")
 SOURCES = ("random", "bm25", "index", "dataset")
 REFRESH = ("sync", "none")
+POSITIVE = (
+    "max_steps",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "topk",
+    "negatives_per_query",
+    "num_proc",
+    "logging_steps",
+    "save_total_limit",
+)
 
 
 @dataclass
@@ -69,18 +79,17 @@ class AnceConfig:
         ):
             if value not in choices:
                 raise ConfigError(f"{name}={value!r}: choose {', '.join(choices)}")
-        for name in (
-            "max_steps",
-            "batch_size",
-            "gradient_accumulation_steps",
-            "topk",
-            "negatives_per_query",
-            "num_proc",
-        ):
+        for name in POSITIVE:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.topk < self.negatives_per_query:
             raise ConfigError(f"topk={self.topk} is below negatives_per_query={self.negatives_per_query}")
+        if self.max_refreshes is not None and self.max_refreshes < 1:
+            raise ConfigError(f"max_refreshes={self.max_refreshes}: must be at least 1; refresh='none' is for none")
+        if not 0 <= self.warmup_fraction <= 1:
+            raise ConfigError(f"warmup_fraction={self.warmup_fraction}: must be between 0 and 1")
+        if self.scale is not None and self.scale <= 0:
+            raise ConfigError(f"scale={self.scale}: must be positive")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout={self.dropout}: must be at least 0 and below 1")
         if self.learning_rate <= 0:

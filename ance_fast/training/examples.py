@@ -54,8 +54,11 @@ def prepare(
     max_document_length: int | None = None,
     num_proc: int = 1,
     show_progress: bool = False,
+    replace: bool = True,
 ) -> Examples:
     """Tokenise the corpus once into the store `path` and the training queries into memory.
+
+    Without `replace`, a store of another corpus at `path` is refused instead of replaced.
 
     Raises `DataError` when no query has a known positive, or when every passage is a positive of some query and of no
     use as a negative (a corpus of one passage).
@@ -68,6 +71,7 @@ def prepare(
         prompt=encoder.document_prompt,
         num_proc=num_proc,
         show_progress=show_progress,
+        replace=replace,
     )
     qrels = dataset.training_qrels(passages.ids)
     positives = {
@@ -76,10 +80,6 @@ def prepare(
         if query in dataset.queries
     }
     ids = [query for query in dataset.queries if positives.get(query)]
-    if not ids:
-        raise DataError(
-            f"{dataset.name}: no query of split {dataset.split!r} has a positive in the corpus; nothing to train on"
-        )
     if len(passages) < 2:
         raise DataError(f"{dataset.name}: the corpus has {len(passages)} passage; negatives need at least 2")
     texts = [dataset.queries[query] for query in ids]

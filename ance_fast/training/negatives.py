@@ -121,6 +121,19 @@ def draw_negatives(
     return drawn
 
 
+class NegativeSampler:
+    """Draws the training batches' negatives: `draw_negatives` with the run's examples, seed and count."""
+
+    def __init__(self, examples: Examples, *, seed: int, count: int) -> None:
+        self.examples = examples
+        self.seed = seed
+        self.count = count
+
+    def __call__(self, table: NegativeTable, queries: np.ndarray, step: int) -> np.ndarray:
+        """Rows int64 [len(queries), count] for these query indices at optimizer step `step`; -1 where none is left."""
+        return draw_negatives(table, self.examples, queries, self.count, seed=self.seed, step=step)
+
+
 def choose_positives(examples: Examples, queries: np.ndarray, *, seed: int, step: int) -> np.ndarray:
     """One positive of each query, uniformly: rows int64 [len(queries)]."""
     starts = examples.positive_offsets[queries]

@@ -15,9 +15,11 @@ Files under `output_dir`: `passages/` token store, `negatives/step-*` one table 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
+import shutil
 import time
 import uuid
 from collections.abc import Mapping
@@ -27,8 +29,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from ance_fast.artifacts import open_artifact, write_json
 from ance_fast.data.dataset import Dataset
@@ -83,13 +86,24 @@ class AnceTrainer(Trainer):
         self.encoder = encoder
         lengths = {"max_query_length": config.max_query_length, "max_document_length": config.max_document_length}
         encoder.set_lengths(**lengths)
+        if not encoder.layout.normalize:
+            # Scores in training, mining and search are inner products: the checkpoint says so.
+            encoder.layout = replace(encoder.layout, similarity="dot")
+        self._start_fingerprint = encoder.fingerprint()
+        evaluate({"q": {"d": 1.0}}, {"q": {"d": 1}}, metrics=config.metrics)  # an unknown metric is refused now
         if config.dropout is not None:
             encoder.backbone.set_dropout(config.dropout)
         self.examples: Examples = prepare(
-            dataset, encoder, self.folder / "passages", num_proc=config.num_proc, show_progress=True
+            dataset,
+            encoder,
+            self.folder / "passages",
+            num_proc=config.num_proc,
+            show_progress=True,
+            replace=not self._has_checkpoints(),
         )
         self.held_out = HeldOut(dev, encoder) if dev is not None and dev.queries else None
         self.scale = config.scale if config.scale is not None else (20.0 if encoder.layout.normalize else 1.0)
+        self._progress = ProgressCallback()
         self.table: NegativeTable | None = None
         self.best: tuple[float, int] | None = None
         self.seconds = {"train": 0.0, "refresh": 0.0}
@@ -102,7 +116,7 @@ class AnceTrainer(Trainer):
             args=self._arguments(),
             train_dataset=_QueryIndices(len(self.examples)),
             data_collator=_collate,
-            callbacks=[*(callbacks or []), ProgressCallback()],
+            callbacks=[*(callbacks or []), self._progress],
         )
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)
@@ -125,7 +139,7 @@ class AnceTrainer(Trainer):
         if checkpoint is not None and step >= self.ance.max_steps:
             # Killed between the last checkpoint and the end: the stock loop would take one step too many.
             self.encoder.load_weights(checkpoint)
-            self.state.global_step = step
+            self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
             return self._finish()
         started = time.monotonic()
         try:
@@ -133,6 +147,8 @@ class AnceTrainer(Trainer):
         except KeyboardInterrupt:
             logger.warning("interrupted at step %d; resume to go on from the newest checkpoint", self.state.global_step)
             raise
+        finally:
+            self._progress.close()
         self.seconds["train"] = time.monotonic() - started - self.seconds["refresh"]
         return self._finish()
 
@@ -217,8 +233,11 @@ class AnceTrainer(Trainer):
     # ---- beginning, resuming, ending ----
 
     def _begin(self) -> None:
-        if any((self.folder / "checkpoints").glob("step-*")):
+        if self._has_checkpoints():
             raise ConfigError(f"{self.folder}: holds checkpoints of a run; resume it, or choose another output folder")
+        for name in ("negatives", "best", "tensorboard"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        (self.folder / "best.json").unlink(missing_ok=True)
         cut_log(self.folder / "metrics.jsonl", lambda entry: False)
         write_json(self.folder / "config.json", {"settings": self.ance.settings(), "data": self._data_identity()})
 
@@ -238,12 +257,12 @@ class AnceTrainer(Trainer):
             raise ConfigError(f"{self.folder}: cannot resume with other settings or data ({'; '.join(different)})")
         checkpoint = newest_valid_checkpoint(self.folder / "checkpoints")
         step = int(open_artifact(checkpoint, "checkpoint", verify=False)["step"])
-        tables = [NegativeTable.load(path) for path in sorted((self.folder / "negatives").glob("step-*"))]
         # A refresh at the checkpoint's own step comes after the checkpoint, so it is made again.
-        usable = [table for table in tables if table.step < step]
+        tables = sorted((self.folder / "negatives").glob("step-*"))
+        usable = [path for path in tables if int(path.name.split("-")[1]) < step]
         if not usable:
             raise ArtifactError(f"{self.folder}/negatives: the negatives used before step {step} are missing")
-        self.table = usable[-1]
+        self.table = NegativeTable.load(usable[-1])
         cut_log(self.folder / "metrics.jsonl", lambda e: e["step"] < step or (e["step"] == step and "loss" in e))
         try:
             best = json.loads((self.folder / "best.json").read_text(encoding="utf-8"))
@@ -263,7 +282,7 @@ class AnceTrainer(Trainer):
             self.encoder.save(self.folder / "final")
             snapshot.index.save(self.folder / "index")
         if report:
-            self.log(report)
+            self.log(dict(report))
         return {name.removeprefix("eval_"): value for name, value in report.items()}
 
     def evaluate_on(
@@ -296,9 +315,11 @@ class AnceTrainer(Trainer):
             if self.is_world_process_zero():
                 written = self._staging / f"checkpoint-{step}"
                 publish_checkpoint(written, checkpoints / f"step-{step:08d}", {"step": step})
-                self._staging.rmdir()
                 keep_newest(checkpoints, self.ance.save_total_limit)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise ArtifactError(f"{checkpoints}: the checkpoint was not saved ({error}); is the disk full?") from error
         finally:
+            shutil.rmtree(self._staging, ignore_errors=True)
             del self._staging
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -336,12 +357,22 @@ class AnceTrainer(Trainer):
             "dataloader_pin_memory": False,
             "use_cpu": self.encoder.device.type == "cpu",
         }
-        return TrainingArguments(**{**settings, **config.trainer_arguments})
+        arguments = TrainingArguments(**{**settings, **config.trainer_arguments})
+        # Several GPUs are for torchrun, a process each: the stock trainer would wrap the model in DataParallel, which
+        # cannot split a packed batch.
+        arguments._n_gpu = min(1, arguments.n_gpu)
+        return arguments
 
     def _data_identity(self) -> Mapping[str, Any]:
-        passages = self.examples.passages.manifest
+        examples, digest = self.examples, hashlib.blake2b(digest_size=16)
+        digest.update(examples.positive_offsets.tobytes() + examples.positive_rows.tobytes())
         return {
-            "passages": passages.get("content"),
-            "queries": len(self.examples),
-            "positives": len(self.examples.positive_rows),
+            "start": self._start_fingerprint,
+            "passages": examples.passages.manifest["content"],
+            "queries": examples.queries.manifest["content"],
+            "positives": digest.hexdigest(),
+            "dev": self.held_out.queries.manifest["content"] if self.held_out else None,
         }
+
+    def _has_checkpoints(self) -> bool:
+        return any((self.folder / "checkpoints").glob("step-*"))

@@ -117,7 +117,9 @@ def test_bad_input_gets_one_message_and_the_right_status(
     assert message in run(*filled, status=status).stderr
 
 
-def test_an_interrupted_training_run_says_so_and_can_be_resumed(model: Path, wiki: Path, tmp_path: Path) -> None:
+def test_an_interrupted_training_run_says_so_and_leaves_its_checkpoints(
+    model: Path, wiki: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "run"
     arguments = ["train", wiki, "-m", model, "-o", output, "--max-steps", 4000, "--refresh-every", 2000]
     arguments += ["--save-every", 2, "--batch-size", 4, "--max-document-length", 16]

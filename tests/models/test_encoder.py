@@ -150,9 +150,10 @@ def test_a_string_gives_a_vector_and_a_list_a_matrix_whatever_the_budget(minilm:
 def test_truncate_dim_and_normalize_are_those_of_sentence_transformers(minilm: Path) -> None:
     theirs = SentenceTransformer(str(minilm), device="cpu")
     encoder = Encoder.load(str(minilm))
-    ours = encoder.encode(["some text", "another"], truncate_dim=64, normalize_embeddings=True)
-    expected = theirs.encode(["some text", "another"], truncate_dim=64, normalize_embeddings=True)
-    np.testing.assert_allclose(ours, expected, atol=1e-5)
+    for normalize in (True, False):
+        ours = encoder.encode(["some text", "another"], truncate_dim=64, normalize_embeddings=normalize)
+        expected = theirs.encode(["some text", "another"], truncate_dim=64, normalize_embeddings=normalize)
+        np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
 def test_what_is_not_text_or_not_known_is_refused(minilm: Path) -> None:
@@ -163,6 +164,8 @@ def test_what_is_not_text_or_not_known_is_refused(minilm: Path) -> None:
         encoder.encode("a", prompt_name="nope")
     with pytest.raises(ConfigError, match="numpy, torch or cupy"):
         encoder.encode("a", output="jax")
+    with pytest.raises(ConfigError, match="device='foo'"):
+        Encoder.load(str(minilm), device="foo")
     with pytest.raises(ConfigError, match="num_layers=9"):
         Encoder.load(str(minilm), num_layers=9)
 
@@ -193,6 +196,49 @@ def test_a_damaged_saved_encoder_is_noticed_by_its_manifest(tiny: Callable[..., 
         open_artifact(tmp_path / "saved", "encoder")
     with pytest.raises(ArtifactError, match="checksum"):
         Encoder.load(str(tmp_path / "saved"))
+
+
+def test_the_fingerprint_is_that_of_the_checkpoint_whatever_the_dtype_lengths_and_a_missing_pooler(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "no-pooler"
+    shutil.copytree(tiny("Bert"), folder)
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith("pooler.")}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    prints = {
+        Encoder.load(str(folder)).fingerprint(),
+        Encoder.load(str(folder), dtype="bfloat16").fingerprint(),
+        Encoder.load(str(folder), max_document_length=20).fingerprint(),
+        Encoder.load(str(tiny("Bert"))).fingerprint(),
+    }
+    assert len(prints) == 1
+
+
+def test_a_named_prompt_is_used_by_every_way_of_encoding(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    theirs = SentenceTransformer(
+        modules=[modules.Transformer(str(tiny("Bert"))), modules.Pooling(32)],
+        prompts={"query": "query: ", "document": "passage: ", "title": "title: "},
+        device="cpu",
+    )
+    theirs.save(str(tmp_path / "st"))
+    ours = Encoder.load(str(tmp_path / "st"))
+    for encode in ("encode", "encode_query", "encode_document"):
+        expected = getattr(theirs, encode)(["some text"], prompt_name="title")
+        np.testing.assert_allclose(getattr(ours, encode)(["some text"], prompt_name="title"), expected, atol=1e-5)
+
+
+def test_truncated_weights_of_a_foreign_folder_are_an_error_that_names_it(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    shutil.copytree(tiny("Bert"), tmp_path / "cut")
+    with open(tmp_path / "cut" / "model.safetensors", "r+b") as file:
+        file.truncate(5000)
+    with pytest.raises(ArtifactError, match="cut"):
+        Encoder.load(str(tmp_path / "cut"))
 
 
 def test_the_fingerprint_follows_the_weights_and_the_settings(tiny: Callable[..., Path]) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from ance_fast import Encoder, Index, load_dataset
+from ance_fast import Encoder, Index, TokenStore, load_dataset
 from ance_fast.data import Qrels
 from ance_fast.errors import ArtifactError, ConfigError, DataError
 from ance_fast.training import AnceConfig, AnceTrainer, NegativeTable
@@ -160,7 +160,7 @@ import test_trainer as t
 t.make_trainer(Path({model!r}), Path({data!r}), Path(sys.argv[1]), **t.RESUME).train(resume=sys.argv[2] == "resume")
 """
 RESUME: dict[str, Any] = {
-    "max_steps": 20,
+    "max_steps": 32,
     "gradient_accumulation_steps": 2,
     "batch_size": 6,
     "dropout": 0.1,
@@ -171,7 +171,10 @@ RESUME: dict[str, Any] = {
 
 
 def test_a_killed_run_resumes_to_the_very_same_weights(tiny_bert: Path, wiki: Path, tmp_path: Path) -> None:
-    """SIGKILL after the first refresh; dropout on, accumulation 2, across an epoch's end."""
+    """SIGKILL after the first refresh; dropout on, accumulation 2.
+
+    One run is killed past the checkpoint at the end of its first epoch, another within the second.
+    """
     script = KILLED_RUN.format(tests=str(Path(__file__).parent), model=str(tiny_bert), data=str(wiki))
 
     def start(folder: str, mode: str) -> subprocess.Popen[bytes]:
@@ -179,23 +182,25 @@ def test_a_killed_run_resumes_to_the_very_same_weights(tiny_bert: Path, wiki: Pa
         return subprocess.Popen([sys.executable, "-c", script, str(tmp_path / folder), mode], env=environment)
 
     assert start("whole", "new").wait(240) == 0
-    process = start("killed", "new")
-    deadline = time.monotonic() + 240
-    while not list((tmp_path / "killed" / "negatives").glob("step-*-index")) or not list(
-        (tmp_path / "killed" / "checkpoints").glob("step-00000008")
-    ):
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "killed" / "final").exists()
-    assert start("killed", "resume").wait(240) == 0
-    whole, killed = (Encoder.load(str(tmp_path / name / "final")) for name in ("whole", "killed"))
-    assert whole.fingerprint() == killed.fingerprint()
-    assert whole.fingerprint() != Encoder.load(str(tiny_bert), normalize=True).fingerprint()
-    logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "killed")]
-    assert logs[0] == logs[1]
+    steps_per_epoch = -(-len(load_dataset(str(wiki), split="train").queries) // 12)
+    assert steps_per_epoch == 20, "the checkpoints below are meant for epochs of 20 steps"
+    whole = Encoder.load(str(tmp_path / "whole" / "final")).fingerprint()
+    assert whole != Encoder.load(str(tiny_bert), normalize=True).fingerprint()
+    log = (tmp_path / "whole" / "metrics.jsonl").read_text()
+    for step in (20, 24):
+        folder = tmp_path / f"killed-{step}"
+        process = start(folder.name, "new")
+        deadline = time.monotonic() + 240
+        while not (folder / "checkpoints" / f"step-{step:08d}").exists():
+            assert process.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (folder / "final").exists()
+        assert start(folder.name, "resume").wait(240) == 0
+        assert Encoder.load(str(folder / "final")).fingerprint() == whole
+        assert (folder / "metrics.jsonl").read_text() == log
 
 
 def test_resuming_a_run_that_reached_its_last_step_only_finishes_it(
@@ -208,6 +213,41 @@ def test_resuming_a_run_that_reached_its_last_step_only_finishes_it(
     again.train(resume=True)
     assert again.encoder.fingerprint() == finished.encoder.fingerprint()
     assert (finished.folder / "metrics.jsonl").read_text() == log
+
+
+def test_another_corpus_is_refused_and_leaves_the_run_as_it_was(
+    finished: AnceTrainer, tiny_bert: Path, tmp_path: Path
+) -> None:
+    from ance_fast.cli.demo.data import write_data
+
+    write_data(tmp_path / "other", limit=300)
+    with pytest.raises(ArtifactError, match="holds another corpus, which is in use"):
+        make_trainer(tiny_bert, tmp_path / "other", finished.folder, negatives_per_query=2)
+    assert len(TokenStore.open(finished.folder / "passages")) == 400
+
+
+def test_a_new_run_forgets_what_an_abandoned_one_left(tiny_bert: Path, wiki: Path, tmp_path: Path) -> None:
+    abandoned = make_trainer(tiny_bert, wiki, tmp_path / "out", start="random")
+    abandoned._begin()
+    abandoned._refresh_if_due()
+    assert [path.name for path in (tmp_path / "out" / "negatives").iterdir()] == ["step-00000000-random"]
+    make_trainer(tiny_bert, wiki, tmp_path / "out", max_steps=1, refresh="none").train()
+    assert [path.name for path in (tmp_path / "out" / "negatives").iterdir()] == ["step-00000000-bm25"]
+
+
+def test_a_full_disk_while_saving_is_one_clear_error_and_leaves_no_checkpoint(
+    tiny_bert: Path, wiki: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("PytorchStreamWriter failed writing file: No space left on device")
+
+    trainer = make_trainer(tiny_bert, wiki, tmp_path / "out", max_steps=2, save_every=1, refresh="none")
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(ArtifactError, match=r"the checkpoint was not saved .*No space left .* is the disk full"):
+        trainer.train()
+    assert not list((tmp_path / "out" / "checkpoints").iterdir())
 
 
 def test_resuming_refuses_other_settings_other_data_and_nothing_to_resume(
@@ -241,7 +281,7 @@ def test_data_that_cannot_be_trained_on_is_refused(tiny_bert: Path, wiki: Path, 
     config = AnceConfig(output_dir=str(tmp_path / "out"), **SETTINGS)
     ungraded = Qrels({query: dict.fromkeys(documents, 0) for query, documents in dataset.qrels.items()})
     nothing = dataclasses.replace(dataset, qrels=ungraded)
-    with pytest.raises(DataError, match="has a positive in the corpus"):
+    with pytest.raises(DataError, match="no query has both a text and a relevant document"):
         AnceTrainer(encoder, nothing, config)
     query, (document, *_) = next((q, list(d)) for q, d in dataset.qrels.items())
     lonely = dataclasses.replace(

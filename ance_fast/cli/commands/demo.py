@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import shlex
 import shutil
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ance_fast.artifacts import write_json
-from ance_fast.cli.output import print_json, print_table
+from ance_fast.cli.output import print_json, print_table, program
 from ance_fast.errors import ConfigError
 
 COLUMNS = ("name", "nDCG@10", "RR@10", "R@100", "p_value", "seconds")
@@ -47,7 +48,7 @@ def demo(
         typer.echo(f"{output} holds a finished demo; --fresh runs it again (make demo ARGS=--fresh).", err=True)
     else:
         results = run_experiment(output, steps=steps, passages=passages, seed=seed, device=device)
-        results["search"] = f'ance-fast search {results["index"]} "Dutch painter of sunflowers"'
+        results["search"] = f"{program()} search {shlex.quote(results['index'])} 'Dutch painter of sunflowers'"
         draw(results["refreshes"], output / "refreshes.png")
         results["report"] = str(output / "report.html")
         write_page(results, output / "refreshes.png", output / "report.html")
@@ -78,4 +79,8 @@ def _remove(folder: Path) -> None:
     if folder.exists():
         if not (folder / "demo.json").exists():
             raise ConfigError(f"{folder}: not a demo's folder, so --fresh does not remove it")
-        shutil.rmtree(folder)
+        # Renamed first: a kill half-way through must not leave a folder that is a demo's no longer.
+        doomed = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(doomed, ignore_errors=True)
+        folder.rename(doomed)
+        shutil.rmtree(doomed)

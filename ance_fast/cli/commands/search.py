@@ -27,11 +27,13 @@ class Collection:
     def search(self, query: str, k: int) -> list[dict[str, Any]]:
         """The k best passages of a query: rank, id, score and, where texts were kept, title and text."""
         found = self.index.search(self.encoder.encode_query(query), k)
+        ids, scores = found.ids[0], found.scores[0].tolist()
+        rows = [-1] * len(ids) if self.store is None else self.store.positions(ids).tolist()
         hits = []
-        for rank, (document, score) in enumerate(zip(found.ids[0], found.scores[0].tolist(), strict=False), 1):
+        for rank, (document, score, row) in enumerate(zip(ids, scores, rows, strict=False), 1):
             hit: dict[str, Any] = {"rank": rank, "id": document, "score": score}
-            if self.store is not None:
-                shown = self.store.document(int(self.store.positions([document])[0]))
+            if self.store is not None and row >= 0:
+                shown = self.store.document(row)
                 hit |= {"title": shown.title, "text": shown.text}
             hits.append(hit)
         return hits

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ance_fast.cli.output import print_json, print_table
+from ance_fast.cli.output import print_json, print_table, program
 
 
 def train(
@@ -99,4 +100,4 @@ def train(
     for name in ("dev", "test"):
         if result.get(name):
             print_table(list(result[name]), [list(result[name].values())], title=name)
-    print(f'Search it: ance-fast search {output} "your query"')
+    print(f"Search it: {program()} search {shlex.quote(str(output))} 'your query'")

@@ -111,12 +111,18 @@ def _row(folder: Path, key: str, label: str, make: Callable[[], Run]) -> dict[st
     if done.exists():
         row: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
         return row
+    begun = folder / "rows" / f"{key}.begun"
+    resumed = begun.exists()
+    begun.parent.mkdir(exist_ok=True)
+    begun.touch()
     started = time.monotonic()
     run = make()
     (folder / "runs").mkdir(exist_ok=True)
     write_run(folder / "runs" / f"{key}.trec", run, key)
-    row = {"key": key, "name": label, "seconds": round(time.monotonic() - started, 1)}
+    # What an interrupted attempt had taken is not known, so no time is given for a row that was resumed.
+    row = {"key": key, "name": label, "seconds": None if resumed else round(time.monotonic() - started, 1)}
     write_json(done, row)
+    begun.unlink()
     return row
 
 
