@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--model", default=str(model_folder()))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--topk", type=int, default=200)
     parser.add_argument("--jobs", type=int, default=1)
     options = parser.parse_args()
     jobs = [
@@ -53,6 +54,7 @@ def command(options: argparse.Namespace, settings: dict[str, Any], seed: int) ->
         "max_steps": options.steps,
         **SHARED,
         **settings,
+        "topk": options.topk,
         "seed": seed,
         "test_split": "test",
     }
