@@ -66,7 +66,6 @@ def _options(
     handler = RichHandler(console=stderr_console(), show_time=False, show_level=False, show_path=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("ance_fast").setLevel(level)
-    logging.getLogger("bm25s").setLevel(logging.WARNING)
     if not debug:
         _silence_libraries()
 

@@ -6,6 +6,7 @@ k1 = 0.9, b = 0.4 and the Lucene variant (Kamphuis et al., ECIR 2020) are those 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -128,6 +129,9 @@ def _import(module: str) -> Any:
     import importlib
 
     try:
-        return importlib.import_module(module)
+        imported = importlib.import_module(module)
     except ImportError as error:
         raise MissingDependencyError("BM25 needs bm25s and PyStemmer: pip install 'ance_fast[bm25]'") from error
+    # On import bm25s sets its own logger to DEBUG, which every handler of the program then shows.
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
+    return imported

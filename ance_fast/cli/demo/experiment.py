@@ -1,6 +1,6 @@
 """The demo's rows: BM25, the untrained encoder, and four ways to choose negatives, otherwise trained alike.
 
-The learning rate, loss and number of steps were chosen on dev queries for the static BM25 row and are the same for all.
+Learning rate, loss and number of steps come from a few tries on dev queries and are the same for all rows.
 Every finished row is kept as a small file, so an interrupted demo goes on with the row it was in.
 """
 
