@@ -60,7 +60,7 @@ def build_store(
     shard_rows: int,
     keep_text: bool,
     show_progress: bool,
-    replace: bool,
+    replace: bool = True,
 ) -> Path:
     """Build the store `path` as `TokenStore.build` describes and return its absolute path."""
     if num_proc < 1 or shard_rows < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -125,7 +126,9 @@ def test_an_interrupted_training_run_says_so_and_leaves_its_checkpoints(
     arguments += ["--save-every", 2, "--batch-size", 4, "--max-document-length", 16]
     command = [sys.executable, "-m", "ance_fast.cli.main", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    # A test run in the background inherits "ignore SIGINT", which a command typed at a terminal never does.
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=listen)
     deadline = time.monotonic() + 120
     while not list((output / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
         time.sleep(0.05)

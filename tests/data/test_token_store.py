@@ -175,7 +175,7 @@ def test_what_is_missing_or_half_written_is_refused(store: TokenStore, tmp_path:
     with pytest.raises(ArtifactError, match=r"tokens-00002\.arrow: missing"):
         TokenStore.open(store.path)
     (store.path / "manifest.json").unlink()
-    with pytest.raises(ArtifactError, match=r"no manifest\.json, so this is not a complete token_store"):
+    with pytest.raises(ArtifactError, match=r"no manifest\.json, so this is not a token store that was finished"):
         TokenStore.open(store.path)
 
 
