@@ -60,7 +60,9 @@ def demo(
 
 
 def _show(results: dict[str, Any], err: bool) -> None:
-    rows = [[row[column] if column != "p_value" else _p(row[column]) for column in COLUMNS] for row in results["rows"]]
+    rows = [
+        [*(row[name] for name in COLUMNS[:4]), _p(row["p_value"]), _seconds(row["seconds"])] for row in results["rows"]
+    ]
     title = (
         f"{results['queries']:,} held-out queries; trained rows: {results['steps']} steps each, seed {results['seed']}"
     )
@@ -73,6 +75,10 @@ def _show(results: dict[str, Any], err: bool) -> None:
 
 def _p(value: float | None) -> str | None:
     return None if value is None else f"{value:.2g}"
+
+
+def _seconds(value: float | None) -> str | None:
+    return None if value is None else f"{value:.0f}"
 
 
 def _remove(folder: Path) -> None:
