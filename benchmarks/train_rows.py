@@ -1,6 +1,6 @@
 """The demo's four trained rows on any BEIR folder, through `ance-fast train`, for several seeds, with significance.
 
-    python -m benchmarks.train_rows beir:DIR --output bench-out/NAME [--seeds 1 2 3] [--jobs 2]
+    python -m benchmarks.train_rows beir:DIR --output bench-out/NAME [--seeds 1 2 3] [--rows bm25 ance] [--jobs 2]
 
 Prints the commands and a Markdown table: mean and range over seeds, and the largest p of ANCE against the row (paired
 two-sided t-test on nDCG@10, one test a seed). Finished runs are kept, so an interrupted series goes on. With `--jobs 2`
@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from ance_fast.cli.demo.data import model_folder
-from ance_fast.cli.demo.experiment import LAYERS, METRICS, PASSAGE_TOKENS, QUERY_TOKENS, SHARED, trained_rows
+from ance_fast.cli.demo.experiment import LAYERS, METRICS, PASSAGE_TOKENS, QUERY_TOKENS, SHARED, Row, trained_rows
 from ance_fast.data import load_dataset, read_run
 from ance_fast.evaluation import evaluate, paired_significance
+
+ROWS = [row.name for row in trained_rows(150)]
 
 
 def main() -> None:
@@ -30,6 +32,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--model", default=str(model_folder()))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
+    parser.add_argument("--learning-rate", type=float, default=SHARED["learning_rate"])
+    parser.add_argument("--split", default="test", help="queries that are measured")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--topk", type=int, default=200)
     parser.add_argument("--jobs", type=int, default=1)
@@ -37,12 +42,16 @@ def main() -> None:
     jobs = [
         (options.output / f"{row.name}-{seed}", command(options, row.settings, seed))
         for seed in options.seeds
-        for row in trained_rows(options.steps)
+        for row in chosen_rows(options)
     ]
     with ThreadPoolExecutor(options.jobs) as pool:
         for done in [pool.submit(run_one, folder, arguments, options.jobs) for folder, arguments in jobs]:
             done.result()
     report(options)
+
+
+def chosen_rows(options: argparse.Namespace) -> list[Row]:
+    return [row for row in trained_rows(options.steps) if row.name in options.rows]
 
 
 def command(options: argparse.Namespace, settings: dict[str, Any], seed: int) -> list[str]:
@@ -54,9 +63,10 @@ def command(options: argparse.Namespace, settings: dict[str, Any], seed: int) ->
         "max_steps": options.steps,
         **SHARED,
         **settings,
+        "learning_rate": options.learning_rate,
         "topk": options.topk,
         "seed": seed,
-        "test_split": "test",
+        "test_split": options.split,
     }
     flags = [part for key, value in everything.items() for part in (f"--{key.replace('_', '-')}", str(value))]
     return ["train", options.data, "-m", options.model, *flags]
@@ -80,21 +90,21 @@ def run_one(folder: Path, arguments: list[str], jobs: int) -> None:
 
 def report(options: argparse.Namespace) -> None:
     """Print the table."""
-    qrels = load_dataset(options.data, split="test").qrels
+    qrels = load_dataset(options.data, split=options.split).qrels
     scores: dict[str, list[Any]] = {}
-    for row in trained_rows(options.steps):
+    for row in chosen_rows(options):
         paths = [options.output / f"{row.name}-{seed}" / "test.trec" for seed in options.seeds]
         scores[row.name] = [evaluate(read_run(path), qrels, METRICS) for path in paths]
     print(f"\n| row | {' | '.join(METRICS)} | largest p |\n| --- |{' ---: |' * (len(METRICS) + 1)}")
     rows = []
-    for row in trained_rows(options.steps):
+    for row in chosen_rows(options):
         cells = []
         for metric in METRICS:
             values = [result[metric] for result in scores[row.name]]
             cells.append(f"{sum(values) / len(values):.4f} ({min(values):.4f} to {max(values):.4f})")
-        pairs = zip(scores["ance"], scores[row.name], strict=True)
-        p = max(paired_significance(a, b, METRICS[0]).p_value for a, b in pairs)
-        shown = "-" if row.name == "ance" else f"{p:.2g}"
+        pairs = zip(scores.get("ance", []), scores[row.name], strict="ance" in scores)
+        p = max((paired_significance(a, b, METRICS[0]).p_value for a, b in pairs), default=None)
+        shown = "-" if row.name == "ance" or p is None else f"{p:.2g}"
         print(f"| {row.label} | {' | '.join(cells)} | {shown} |")
         rows.append({"row": row.name, "scores": [dict(result) for result in scores[row.name]], "largest_p": p})
     print(json.dumps({"data": options.data, "seeds": options.seeds, "steps": options.steps, "rows": rows}))
