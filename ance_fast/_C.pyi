@@ -21,6 +21,7 @@ def pool_normalize_forward(
     pooled: Array | None = None,
     stats: Array | None = None,
     argmax: Array | None = None,
+    threads: int = 1,
     isa: str = "auto",
 ) -> None: ...
 def pool_normalize_backward(
@@ -37,6 +38,38 @@ def pool_normalize_backward(
     grad_hidden: Array,
     grad_weight: Array | None = None,
     grad_bias: Array | None = None,
+    threads: int = 1,
+    isa: str = "auto",
+) -> None: ...
+def softmax_gradient(
+    logits: Array,
+    scale: float,
+    *lists: Array | None,
+    losses: Array,
+    gradient: bool,
+    threads: int = 1,
+    isa: str = "auto",
+) -> None: ...
+def softmax_statistics(
+    logits: Array,
+    scale: float,
+    *lists: Array | None,
+    column_begin: int,
+    top: Array,
+    sum: Array,
+    target_logits: Array,
+    threads: int = 1,
+    isa: str = "auto",
+) -> None: ...
+def softmax_tile_gradient(
+    logits: Array,
+    scale: float,
+    *lists: Array | None,
+    column_begin: int,
+    top: Array,
+    factor: Array,
+    slopes: Array,
+    threads: int = 1,
     isa: str = "auto",
 ) -> None: ...
 def bias_gelu(x: Array, bias: Array, *, threads: int = 1, isa: str = "auto") -> None: ...

@@ -8,6 +8,7 @@
 #include "cpu_features.h"
 #include "encoder_kernels.h"
 #include "pool_normalize.h"
+#include "softmax_gradient.h"
 #include "token_packer.h"
 #ifdef ANCE_FAST_WITH_CUDA
 #include "cuda/device.h"
@@ -79,7 +80,7 @@ void bind_pool_normalize(py::module_& m) {
       "pool_normalize_forward",
       [](const py::array& hidden, const py::array& cu_seqlens, const std::string& mode, const std::string& norm,
          const OptionalArray& weight, const OptionalArray& bias, float eps, py::array result, OptionalArray pooled,
-         OptionalArray stats, OptionalArray argmax, const std::string& isa_name) {
+         OptionalArray stats, OptionalArray argmax, int threads, const std::string& isa_name) {
         check<float>(hidden, "hidden", {-1, -1});
         const int64_t tokens = hidden.shape(0), dim = hidden.shape(1), sequences = sequences_of(cu_seqlens);
         const PoolForward args{in<float>(hidden, "hidden", {tokens, dim}),
@@ -98,18 +99,18 @@ void bind_pool_normalize(py::module_& m) {
                                out<int32_t>(argmax, "argmax", {sequences, dim})};
         const Isa isa = parse_isa(isa_name);
         py::gil_scoped_release release;
-        pool_normalize_forward(args, isa);
+        pool_normalize_forward(args, isa, threads);
       },
       py::arg("hidden"), py::arg("cu_seqlens"), py::kw_only(), py::arg("mode"), py::arg("norm"), py::arg("weight"),
       py::arg("bias"), py::arg("eps"), py::arg("out"), py::arg("pooled") = py::none(), py::arg("stats") = py::none(),
-      py::arg("argmax") = py::none(), py::arg("isa") = "auto");
+      py::arg("argmax") = py::none(), py::arg("threads") = 1, py::arg("isa") = "auto");
 
   m.def(
       "pool_normalize_backward",
       [](const py::array& grad_out, const py::array& cu_seqlens, const std::string& mode, const std::string& norm,
          const OptionalArray& weight, const OptionalArray& pooled, const OptionalArray& stats,
          const OptionalArray& argmax, float eps, py::array grad_hidden, OptionalArray grad_weight,
-         OptionalArray grad_bias, const std::string& isa_name) {
+         OptionalArray grad_bias, int threads, const std::string& isa_name) {
         check<float>(grad_hidden, "grad_hidden", {-1, -1});
         const int64_t tokens = grad_hidden.shape(0), dim = grad_hidden.shape(1), sequences = sequences_of(cu_seqlens);
         const PoolBackward args{in<float>(grad_out, "grad_out", {sequences, dim}),
@@ -129,11 +130,12 @@ void bind_pool_normalize(py::module_& m) {
                                 out<float>(grad_bias, "grad_bias", {dim})};
         const Isa isa = parse_isa(isa_name);
         py::gil_scoped_release release;
-        pool_normalize_backward(args, isa);
+        pool_normalize_backward(args, isa, threads);
       },
       py::arg("grad_out"), py::arg("cu_seqlens"), py::kw_only(), py::arg("mode"), py::arg("norm"), py::arg("weight"),
       py::arg("pooled"), py::arg("stats"), py::arg("argmax"), py::arg("eps"), py::arg("grad_hidden"),
-      py::arg("grad_weight") = py::none(), py::arg("grad_bias") = py::none(), py::arg("isa") = "auto");
+      py::arg("grad_weight") = py::none(), py::arg("grad_bias") = py::none(), py::arg("threads") = 1,
+      py::arg("isa") = "auto");
 }
 
 void bind_encoder_kernels(py::module_& m) {
@@ -192,6 +194,75 @@ void bind_encoder_kernels(py::module_& m) {
       },
       py::arg("qkv"), py::arg("bias"), py::arg("cu_seqlens"), py::kw_only(), py::arg("heads"), py::arg("scale"),
       py::arg("out"), py::arg("threads") = 1, py::arg("isa") = "auto");
+}
+
+// The lists after `scale`: target_offsets, target_columns, masked_offsets, masked_keys, key_offsets, key_columns; the last
+// four are None without masks.
+SoftmaxBlock softmax_block(py::array& logits, int64_t column_begin, float scale, const py::args& lists) {
+  check<float>(logits, "logits", {-1, -1});
+  const int64_t rows = logits.shape(0), columns = logits.shape(1);
+  if (lists.size() != 6) throw py::type_error("six lists are expected: targets, masked keys and keys");
+  const auto list = [&lists](size_t i) { return lists[i].cast<OptionalArray>(); };
+  return {out<float>(logits, "logits", {rows, columns}),
+          rows,
+          columns,
+          column_begin,
+          scale,
+          in<int64_t>(list(0), "target_offsets", {rows + 1}),
+          in<int64_t>(list(1), "target_columns", {-1}),
+          in<int64_t>(list(2), "masked_offsets", {rows + 1}),
+          in<int64_t>(list(3), "masked_keys", {-1}),
+          in<int64_t>(list(4), "key_offsets", {-1}),
+          in<int64_t>(list(5), "key_columns", {-1})};
+}
+
+int64_t targets_of(const SoftmaxBlock& block) {
+  return block.target_offsets[block.rows] - block.target_offsets[0];
+}
+
+void bind_softmax_gradient(py::module_& m) {
+  m.def(
+      "softmax_gradient",
+      [](py::array logits, float scale, const py::args& lists, py::array losses, bool gradient, int threads,
+         const std::string& isa_name) {
+        const SoftmaxBlock block = softmax_block(logits, 0, scale, lists);
+        float* losses_out = out<float>(losses, "losses", {block.rows});
+        const Isa isa = parse_isa(isa_name);
+        py::gil_scoped_release release;
+        softmax_gradient(block, losses_out, gradient, isa, threads);
+      },
+      py::arg("logits"), py::arg("scale"), py::kw_only(), py::arg("losses"), py::arg("gradient"),
+      py::arg("threads") = 1, py::arg("isa") = "auto");
+
+  m.def(
+      "softmax_statistics",
+      [](py::array logits, float scale, const py::args& lists, int64_t column_begin, py::array top, py::array sum,
+         py::array target_logits, int threads, const std::string& isa_name) {
+        const SoftmaxBlock block = softmax_block(logits, column_begin, scale, lists);
+        float* top_out = out<float>(top, "top", {block.rows});
+        float* sum_out = out<float>(sum, "sum", {block.rows});
+        float* logits_out = out<float>(target_logits, "target_logits", {targets_of(block)});
+        const Isa isa = parse_isa(isa_name);
+        py::gil_scoped_release release;
+        softmax_statistics(block, top_out, sum_out, logits_out, isa, threads);
+      },
+      py::arg("logits"), py::arg("scale"), py::kw_only(), py::arg("column_begin"), py::arg("top"), py::arg("sum"),
+      py::arg("target_logits"), py::arg("threads") = 1, py::arg("isa") = "auto");
+
+  m.def(
+      "softmax_tile_gradient",
+      [](py::array logits, float scale, const py::args& lists, int64_t column_begin, const py::array& top,
+         const py::array& factor, const py::array& slopes, int threads, const std::string& isa_name) {
+        const SoftmaxBlock block = softmax_block(logits, column_begin, scale, lists);
+        const float* top_in = in<float>(top, "top", {block.rows});
+        const float* factor_in = in<float>(factor, "factor", {block.rows});
+        const float* slopes_in = in<float>(slopes, "slopes", {targets_of(block)});
+        const Isa isa = parse_isa(isa_name);
+        py::gil_scoped_release release;
+        softmax_tile_gradient(block, top_in, factor_in, slopes_in, isa, threads);
+      },
+      py::arg("logits"), py::arg("scale"), py::kw_only(), py::arg("column_begin"), py::arg("top"), py::arg("factor"),
+      py::arg("slopes"), py::arg("threads") = 1, py::arg("isa") = "auto");
 }
 
 // The packer together with the arrays it points into.
@@ -318,5 +389,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("best_isa", [] { return ance_fast::isa_name(ance_fast::best_isa()); });
   ance_fast::bind_pool_normalize(m);
   ance_fast::bind_encoder_kernels(m);
+  ance_fast::bind_softmax_gradient(m);
   ance_fast::bind_token_packer(m);
 }

@@ -3,14 +3,16 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <vector>
+
+#include "parallel.h"
 
 namespace ance_fast {
 namespace {
 
 namespace scalar {
 #define ANCE_TARGET
+#include "lanes.inl"
 #include "encoder_kernels.inl"
 #undef ANCE_TARGET
 }  // namespace scalar
@@ -18,40 +20,18 @@ namespace scalar {
 #if defined(__x86_64__)
 namespace avx2 {
 #define ANCE_TARGET __attribute__((target("avx2,fma")))
+#include "lanes.inl"
 #include "encoder_kernels.inl"
 #undef ANCE_TARGET
 }  // namespace avx2
 
 namespace avx512 {
 #define ANCE_TARGET __attribute__((target("avx512f,avx512dq,avx512vl,prefer-vector-width=512")))
+#include "lanes.inl"
 #include "encoder_kernels.inl"
 #undef ANCE_TARGET
 }  // namespace avx512
-#define ANCE_DISPATCH(isa, call)           \
-  switch (isa) {                           \
-    case Isa::kAvx512: avx512::call; break; \
-    case Isa::kAvx2: avx2::call; break;     \
-    default: scalar::call; break;           \
-  }
-#else
-#define ANCE_DISPATCH(isa, call) scalar::call
 #endif
-
-// Below this many elements a thread costs more than it saves.
-constexpr int64_t kElementsPerThread = 1 << 16;
-
-// Calls work(begin, end) on pieces of [0, count).
-template <typename Work>
-void split(int64_t count, int64_t elements, int threads, const Work& work) {
-  const int64_t useful = std::max<int64_t>(1, elements / kElementsPerThread);
-  const int64_t pieces = std::min<int64_t>({std::max(threads, 1), useful, std::max<int64_t>(count, 1)});
-  std::vector<std::thread> others;
-  for (int64_t i = 1; i < pieces; ++i) {
-    others.emplace_back([&work, count, pieces, i] { work(count * i / pieces, count * (i + 1) / pieces); });
-  }
-  work(0, count / pieces);
-  for (std::thread& thread : others) thread.join();
-}
 
 }  // namespace
 

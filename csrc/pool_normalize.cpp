@@ -3,11 +3,14 @@
 #include <stdexcept>
 #include <vector>
 
+#include "parallel.h"
+
 namespace ance_fast {
 namespace {
 
 namespace scalar {
 #define ANCE_TARGET
+#include "lanes.inl"
 #include "pool_normalize_kernel.inl"
 #undef ANCE_TARGET
 }  // namespace scalar
@@ -15,12 +18,14 @@ namespace scalar {
 #if defined(__x86_64__)
 namespace avx2 {
 #define ANCE_TARGET __attribute__((target("avx2,fma")))
+#include "lanes.inl"
 #include "pool_normalize_kernel.inl"
 #undef ANCE_TARGET
 }  // namespace avx2
 
 namespace avx512 {
 #define ANCE_TARGET __attribute__((target("avx512f,avx512dq,avx512vl")))
+#include "lanes.inl"
 #include "pool_normalize_kernel.inl"
 #undef ANCE_TARGET
 }  // namespace avx512
@@ -58,21 +63,16 @@ PoolNorm parse_pool_norm(const std::string& name) {
   throw std::invalid_argument("norm is '" + name + "'; it must be none, l2 or layernorm");
 }
 
-void pool_normalize_forward(const PoolForward& args, Isa isa) {
+void pool_normalize_forward(const PoolForward& args, Isa isa, int threads) {
   check_offsets(args.cu_seqlens, args.sequences, args.tokens);
   if (args.mode == PoolMode::kMax && args.argmax == nullptr) {
     throw std::invalid_argument("mode 'max' needs the argmax output");
   }
-  switch (isa) {
-#if defined(__x86_64__)
-    case Isa::kAvx512: avx512::forward(args); break;
-    case Isa::kAvx2: avx2::forward(args); break;
-#endif
-    default: scalar::forward(args); break;
-  }
+  split(args.sequences, args.tokens * args.dim, threads,
+        [&](int64_t begin, int64_t end) { ANCE_DISPATCH(isa, forward(args, begin, end)); });
 }
 
-void pool_normalize_backward(const PoolBackward& args, Isa isa) {
+void pool_normalize_backward(const PoolBackward& args, Isa isa, int threads) {
   check_offsets(args.cu_seqlens, args.sequences, args.tokens);
   if (args.norm != PoolNorm::kNone && (args.pooled == nullptr || args.stats == nullptr)) {
     throw std::invalid_argument("the backward pass of a norm needs the pooled rows and stats that the forward pass saved");
@@ -89,13 +89,12 @@ void pool_normalize_backward(const PoolBackward& args, Isa isa) {
       }
     }
   }
-  std::vector<float> scratch(2 * static_cast<size_t>(args.dim));
-  switch (isa) {
-#if defined(__x86_64__)
-    case Isa::kAvx512: avx512::backward(args, scratch.data()); break;
-    case Isa::kAvx2: avx2::backward(args, scratch.data()); break;
-#endif
-    default: scalar::backward(args, scratch.data()); break;
+  split(args.sequences, args.tokens * args.dim, threads, [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch(2 * static_cast<size_t>(args.dim));
+    ANCE_DISPATCH(isa, backward(args, scratch.data(), begin, end));
+  });
+  if (args.grad_weight != nullptr || args.grad_bias != nullptr) {
+    ANCE_DISPATCH(isa, parameter_gradients(args));
   }
 }
 

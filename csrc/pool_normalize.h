@@ -51,7 +51,8 @@ struct PoolBackward {
 };
 
 // Both throw std::invalid_argument when cu_seqlens does not start at 0, decreases, or does not end at `tokens`.
-void pool_normalize_forward(const PoolForward& args, Isa isa);
-void pool_normalize_backward(const PoolBackward& args, Isa isa);
+// `threads` splits the sequences; the result does not depend on it.
+void pool_normalize_forward(const PoolForward& args, Isa isa, int threads);
+void pool_normalize_backward(const PoolBackward& args, Isa isa, int threads);
 
 }  // namespace ance_fast

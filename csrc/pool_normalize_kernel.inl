@@ -1,21 +1,14 @@
-// The kernels of pool_normalize, included once per instruction set inside a namespace of its own.
-// ANCE_TARGET is the function attribute that selects the instruction set. Only plain functions here: a template or
+// The kernels of pool_normalize.h, included once per instruction set after lanes.inl. Sixteen partial sums whatever the
+// register width, so that every instruction set adds in the same order.
+//
+// Only plain functions here: a template or
 // inline function of the standard library instantiated under a wider target could replace the portable copy.
-
-// Sixteen partial sums whatever the register width, so that every instruction set adds in the same order.
-typedef float Lanes __attribute__((vector_size(64), aligned(4), may_alias));
-
-ANCE_TARGET static inline float add_lanes(const Lanes* lanes) {
-  float total = 0.0f;
-  for (int i = 0; i < 16; ++i) total += (*lanes)[i];
-  return total;
-}
 
 ANCE_TARGET static float sum_of(const float* x, int64_t dim) {
   Lanes lanes = {};
   int64_t d = 0;
-  for (; d + 16 <= dim; d += 16) lanes += *reinterpret_cast<const Lanes*>(x + d);
-  float total = add_lanes(&lanes);
+  for (; d + 16 <= dim; d += 16) lanes += load(x + d);
+  float total = sum_lanes(lanes);
   for (; d < dim; ++d) total += x[d];
   return total;
 }
@@ -24,9 +17,9 @@ ANCE_TARGET static float dot_of(const float* x, const float* y, int64_t dim) {
   Lanes lanes = {};
   int64_t d = 0;
   for (; d + 16 <= dim; d += 16) {
-    lanes += *reinterpret_cast<const Lanes*>(x + d) * *reinterpret_cast<const Lanes*>(y + d);
+    lanes += load(x + d) * load(y + d);
   }
-  float total = add_lanes(&lanes);
+  float total = sum_lanes(lanes);
   for (; d < dim; ++d) total += x[d] * y[d];
   return total;
 }
@@ -35,10 +28,10 @@ ANCE_TARGET static float squared_deviation_of(const float* x, float mean, int64_
   Lanes lanes = {};
   int64_t d = 0;
   for (; d + 16 <= dim; d += 16) {
-    const Lanes deviation = *reinterpret_cast<const Lanes*>(x + d) - mean;
+    const Lanes deviation = load(x + d) - mean;
     lanes += deviation * deviation;
   }
-  float total = add_lanes(&lanes);
+  float total = sum_lanes(lanes);
   for (; d < dim; ++d) total += (x[d] - mean) * (x[d] - mean);
   return total;
 }
@@ -85,9 +78,9 @@ ANCE_TARGET static void max_rows(const float* __restrict rows, int64_t begin, in
   }
 }
 
-ANCE_TARGET static void forward(const PoolForward& p) {
+ANCE_TARGET static void forward(const PoolForward& p, int64_t first_sequence, int64_t last_sequence) {
   const int64_t dim = p.dim;
-  for (int64_t b = 0; b < p.sequences; ++b) {
+  for (int64_t b = first_sequence; b < last_sequence; ++b) {
     const int64_t begin = p.cu_seqlens[b], count = p.cu_seqlens[b + 1] - begin;
     float* row = p.out + b * dim;
     float* saved = p.pooled ? p.pooled + b * dim : nullptr;
@@ -157,12 +150,6 @@ ANCE_TARGET static void norm_backward(const PoolBackward& p, int64_t b, float* _
   }
   const float mean = p.stats[2 * b], rstd = p.stats[2 * b + 1];
   for (int64_t d = 0; d < dim; ++d) normalized[d] = (x[d] - mean) * rstd;
-  if (p.grad_weight) {
-    for (int64_t d = 0; d < dim; ++d) p.grad_weight[d] += g[d] * normalized[d];
-  }
-  if (p.grad_bias) {
-    for (int64_t d = 0; d < dim; ++d) p.grad_bias[d] += g[d];
-  }
   if (p.weight) {
     for (int64_t d = 0; d < dim; ++d) gx[d] = g[d] * p.weight[d];
   } else {
@@ -173,11 +160,28 @@ ANCE_TARGET static void norm_backward(const PoolBackward& p, int64_t b, float* _
   for (int64_t d = 0; d < dim; ++d) gx[d] = rstd * (gx[d] - mean_g - normalized[d] * mean_gx);
 }
 
-ANCE_TARGET static void backward(const PoolBackward& p, float* scratch) {
+// In the order of the sequences, so one thread: B rows to read, where the rest of the backward pass writes T.
+ANCE_TARGET static void parameter_gradients(const PoolBackward& p) {
   const int64_t dim = p.dim;
   if (p.grad_weight) fill_row(p.grad_weight, 0.0f, dim);
   if (p.grad_bias) fill_row(p.grad_bias, 0.0f, dim);
   for (int64_t b = 0; b < p.sequences; ++b) {
+    if (p.cu_seqlens[b] == p.cu_seqlens[b + 1]) continue;
+    const float* __restrict g = p.grad_out + b * dim;
+    const float* __restrict x = p.pooled + b * dim;
+    const float mean = p.stats[2 * b], rstd = p.stats[2 * b + 1];
+    if (p.grad_weight) {
+      for (int64_t d = 0; d < dim; ++d) p.grad_weight[d] += g[d] * ((x[d] - mean) * rstd);
+    }
+    if (p.grad_bias) {
+      for (int64_t d = 0; d < dim; ++d) p.grad_bias[d] += g[d];
+    }
+  }
+}
+
+ANCE_TARGET static void backward(const PoolBackward& p, float* scratch, int64_t first_sequence, int64_t last_sequence) {
+  const int64_t dim = p.dim;
+  for (int64_t b = first_sequence; b < last_sequence; ++b) {
     const int64_t begin = p.cu_seqlens[b], count = p.cu_seqlens[b + 1] - begin;
     if (count == 0) continue;
     norm_backward(p, b, scratch);

@@ -2,18 +2,20 @@
 
 For a chunk of rows the logits S = scale * q p^T exist once, in fp32; they are masked, reduced, and overwritten by
 P - onehot, from which two GEMMs give the chunk's share of both gradients: 6 B N D FLOPs in all and
-O((B + N) D + chunk_rows N) memory, where autograd over the whole matrix keeps O(B N). The chunks are visited in order,
-so results do not change from run to run. `contrastive_loss_reference` is the specification.
+O((B + N) D + chunk_rows N) memory, where autograd over the whole matrix keeps O(B N). `contrastive_loss_reference` is
+the specification, contrastive_chunks.py the loop.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from ance_fast.errors import ConfigError
+from ance_fast.ops.contrastive_chunks import chunked_loss
+from ance_fast.ops.contrastive_group import group_loss
 from ance_fast.ops.contrastive_problem import (
-    Problem,
     build_problem,
     check_index,
     check_ragged,
@@ -22,6 +24,7 @@ from ance_fast.ops.contrastive_problem import (
     transpose,
 )
 from ance_fast.ops.dispatch import dispatch
+from ance_fast.ops.interchange import as_optional_tensor, as_tensor
 from ance_fast.ops.loss_wiring import (
     accumulate_dtype,
     check_embeddings,
@@ -30,9 +33,6 @@ from ance_fast.ops.loss_wiring import (
     scale_tensor,
     softplus,
 )
-
-# Of fp32 logits: fits the L2 cache of a current GPU, and is small beside the embeddings on a CPU.
-CHUNK_BYTES = 24 * 2**20
 
 
 def contrastive_loss(
@@ -45,11 +45,12 @@ def contrastive_loss(
     scale: float | Tensor = 1.0,
     chunk_rows: int | None = None,
     bidirectional: bool = False,
+    process_group: ProcessGroup | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Mean over rows of -log softmax of each row's target among all candidates that are not known positives.
 
-    q: [B, D] anchors; p: [N, D] candidates, same dtype.
+    q: [B, D] anchors; p: [N, D] candidates, same dtype. Like doc_ids, CuPy or NumPy arrays are taken without a copy.
     labels: int64 [B], the target column of each row (default: column i for row i), or several targets as CSR
         (offsets int64 [B + 1], columns int64): then the mean over them, each with the other targets left out of its
         denominator. A row without a target contributes 0 and still counts in the mean.
@@ -57,10 +58,14 @@ def contrastive_loss(
         documents known to answer each row; needs doc_ids. Masked, that is left out of a row's denominator, are columns
         whose document is one of the row's positives or the document of one of its targets, targets themselves excepted.
     scale: number or one-element tensor, the inverse temperature.
-    chunk_rows: rows of logits held at once; default about 24 MB of them, a multiple of 64.
+    chunk_rows: rows of logits held at once. By default from the size of the L2 cache on a GPU, some megabytes on a CPU;
+        for very large N the columns are then cut into tiles, which bounds the memory and costs a third more FLOPs.
     bidirectional: average with the loss in the other direction: anchors are the columns that are a target of some row,
         candidates all rows, targets and masks transposed (a row that has the anchor's document among its positives or
         target documents is masked), mean over anchors.
+    process_group: count the columns of all its ranks as candidates. Each rank passes its own q, p and lists (labels are
+        columns of its own p); the loss is scaled so that gradients averaged over the ranks, as
+        DistributedDataParallel does, are those of one process with the whole batch. Not under torch.compile.
 
     Returns a 0-dim tensor, 0 for B = 0; logits and sums are fp32 whatever the input dtype and autocast (fp64 for
     fp64). Differentiable once in q, p and a tensor scale: a double backward raises RuntimeError (backend="reference"
@@ -70,6 +75,7 @@ def contrastive_loss(
     Relations: in-batch InfoNCE is labels=None with p = [B, D]; mined negatives are further columns of p.
     `pairwise_loss` is ANCE's own loss and sees one negative at a time.
     """
+    q, p, doc_ids = as_tensor("q", q), as_tensor("p", p), as_optional_tensor("doc_ids", doc_ids)
     check_embeddings("q", q, ("B", "D"))
     check_embeddings("p", p, ("N", "D"), like=q)
     if q.shape[1] != p.shape[1]:
@@ -85,19 +91,34 @@ def contrastive_loss(
         if doc_ids is None:
             raise ConfigError("positives lists documents, so doc_ids must say which document each column holds")
         check_ragged("positives", positives, q)
-    if dispatch("contrastive_loss", q.device, q.dtype, backend) == "reference":
+    factor = scale_tensor(scale)
+    chosen = dispatch("contrastive_loss", q.device, q.dtype, backend)
+    if process_group is not None:
+        if chosen == "reference":
+            raise ConfigError("the reference knows no process_group; choose another backend")
+        return group_loss(
+            q,
+            p,
+            factor,
+            targets,
+            doc_ids,
+            positives,
+            group=process_group,
+            backend=chosen,
+            chunk_rows=chunk_rows or 0,
+            bidirectional=bidirectional,
+        )
+    if chosen == "reference":
         return contrastive_loss_reference(
             q, p, labels=targets, doc_ids=doc_ids, positives=positives, scale=scale, bidirectional=bidirectional
         )
-    factor = scale_tensor(scale)
     recording = torch.is_grad_enabled()
     need_q = recording and (q.requires_grad or factor.requires_grad)  # the gradient of scale is read off that of q
     need_p = recording and p.requires_grad
     offsets, documents = positives if positives is not None else (None, None)
-    result: tuple[Tensor, ...] = _forward(
-        q, p, factor, *targets, doc_ids, offsets, documents, chunk_rows or 0, bidirectional, need_q, need_p
+    return _run(
+        q, p, factor, *targets, doc_ids, offsets, documents, chosen, chunk_rows or 0, bidirectional, need_q, need_p
     )
-    return result[0]
 
 
 def contrastive_loss_reference(
@@ -144,8 +165,7 @@ def _row_losses(logits: Tensor, count: Tensor, known: Tensor) -> Tensor:
     return terms.sum(1) / count.sum(1).clamp(min=1)
 
 
-@torch.library.custom_op("ance_fast::contrastive_loss", mutates_args=())
-def _forward(
+def _compute(
     q: Tensor,
     p: Tensor,
     scale: Tensor,
@@ -154,6 +174,7 @@ def _forward(
     doc_ids: Tensor | None,
     positive_offsets: Tensor | None,
     positive_documents: Tensor | None,
+    backend: str,
     chunk_rows: int,
     bidirectional: bool,
     need_q: bool,
@@ -161,27 +182,45 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss and, if needed, its gradients in q, p and scale in the accumulation dtype (else empty)."""
     dtype = accumulate_dtype(q)
-    with torch.autocast(q.device.type, enabled=False):
+    with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
         wide_q, wide_p, factor = q.to(dtype), p.to(dtype), scale.to(dtype)
         problem = build_problem((target_offsets, target_columns), doc_ids, positive_offsets, positive_documents)
-        loss, grad_q, grad_p = _chunked(wide_q, wide_p, factor, problem, chunk_rows, need_q, need_p)
+        losses, grad_q, grad_p = chunked_loss(
+            wide_q, wide_p, factor, problem, backend=backend, chunk_rows=chunk_rows, need_q=need_q, need_p=need_p
+        )
+        loss = losses.sum() / max(q.shape[0], 1)
+        # 1/B and the scale enter here: in the workspace, P - onehot, they would underflow in narrower types.
+        weight = 1 / max(q.shape[0], 1)
         if bidirectional:
-            anchors, other = transpose(problem, wide_p.shape[0])
-            loss_p, grad_anchors, grad_rows = _chunked(
-                wide_p[anchors], wide_q, factor, other, chunk_rows, need_p, need_q
+            anchors, other = transpose(problem)
+            losses_p, grad_anchors, grad_rows = chunked_loss(
+                wide_p[anchors],
+                wide_q,
+                factor,
+                other,
+                backend=backend,
+                chunk_rows=chunk_rows,
+                need_q=need_p,
+                need_p=need_q,
             )
-            loss = (loss + loss_p) / 2
+            count = max(anchors.shape[0], 1)
+            loss = (loss + losses_p.sum() / count) / 2
+            weight /= 2
             if need_q:
-                grad_q = grad_q.add_(grad_rows).div_(2)
+                grad_q.add_(grad_rows, alpha=1 / (2 * count * weight))
             if need_p:
-                grad_p = grad_p.index_add_(0, anchors, grad_anchors).div_(2)
+                grad_p.index_add_(0, anchors, grad_anchors, alpha=1 / (2 * count * weight))
         # d loss / d scale = sum_ij (P - onehot)_ij (q p^T)_ij = sum_i q_i . (the unscaled gradient of q)_i
-        grad_scale = (wide_q * grad_q).sum().to(scale.device) if need_q else scale.new_empty(0, dtype=dtype)
+        grad_scale = scale.new_empty(0, dtype=dtype)
         if need_q:
-            grad_q *= factor
+            grad_scale = (torch.dot(wide_q.flatten(), grad_q.flatten()) * weight).to(scale.device)
+            grad_q *= factor * weight
         if need_p:
-            grad_p *= factor
+            grad_p *= factor * weight
         return loss, grad_q, grad_p, grad_scale
+
+
+_forward = torch.library.custom_op("ance_fast::contrastive_loss", _compute, mutates_args=())
 
 
 @_forward.register_fake
@@ -194,6 +233,7 @@ def _(
     doc_ids: Tensor | None,
     positive_offsets: Tensor | None,
     positive_documents: Tensor | None,
+    backend: str,
     chunk_rows: int,
     bidirectional: bool,
     need_q: bool,
@@ -208,48 +248,4 @@ def _(
     )
 
 
-differentiate_once(_forward, gradients=3)
-
-
-def default_chunk_rows(columns: int, rows: int) -> int:
-    """Rows whose fp32 logits take about CHUNK_BYTES: a multiple of 64, at least 64, at most `rows`."""
-    wanted = CHUNK_BYTES // (4 * max(columns, 1)) // 64 * 64
-    return max(1, min(rows, max(64, wanted)))
-
-
-def _chunked(
-    q: Tensor, p: Tensor, scale: Tensor, problem: Problem, chunk_rows: int, need_q: bool, need_p: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean loss over rows of q and its gradients in q and p, before the factor `scale`."""
-    batch, columns = q.shape[0], p.shape[0]
-    step = min(chunk_rows or default_chunk_rows(columns, batch), max(batch, 1))
-    grad_q = torch.empty_like(q) if need_q else q.new_empty(0)
-    grad_p = torch.zeros_like(p) if need_p else p.new_empty(0)
-    total = q.new_zeros(())
-    for begin, chunk in problem.chunks(step):
-        rows, targets = chunk.target_rows, chunk.target_columns
-        block = q[begin : begin + step]
-        logits = (block @ p.T).mul_(scale)
-        target_logits = logits[rows, targets]
-        if (mask := chunk.mask(block.shape[0])) is not None:
-            logits.masked_fill_(mask, -torch.inf)
-        logits[rows, targets] = -torch.inf
-        rest = logits.logsumexp(1)  # of the negatives alone; -inf without any
-        share = 1 / torch.bincount(rows, minlength=block.shape[0]).clamp(min=1).to(q.dtype)[rows]
-        # -log(exp(t) / (exp(t) + exp(rest))), t the target's logit
-        margin = rest[rows] - target_logits
-        total += (softplus(margin) * share).sum()
-        if not (need_q or need_p):
-            continue
-        slope = torch.sigmoid(margin) * share
-        weight = rest.new_zeros(block.shape[0]).index_add_(0, rows, slope)
-        finite = torch.where(torch.isneginf(rest), 0, rest)
-        # P - onehot without 1/B and scale, which would underflow in narrower types.
-        workspace = logits.sub_(finite[:, None]).exp_().mul_(weight[:, None])
-        workspace.index_put_((rows, targets), -slope, accumulate=True)
-        if need_q:
-            torch.mm(workspace, p, out=grad_q[begin : begin + step])
-        if need_p:
-            grad_p.addmm_(workspace.T, block)
-    count = max(batch, 1)
-    return total / count, grad_q.div_(count), grad_p.div_(count)
+_run = differentiate_once(_forward, _compute, gradients=3)

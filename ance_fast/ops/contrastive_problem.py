@@ -1,8 +1,10 @@
-"""Targets and masks of a contrastive batch, as index lists from which the mask of one row chunk is made at a time."""
+"""Targets and masks of a contrastive batch, as lists that a kernel walks through row by row.
+
+Nothing here waits for the device: sizes come from shapes, and keys are numbered by sorting, not by counting.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +15,7 @@ from ance_fast.errors import ConfigError
 Ragged = tuple[Tensor, Tensor]  # CSR: offsets int64 [rows + 1], values int64
 
 
-def target_lists(labels: Tensor | tuple[Tensor, Tensor] | None, q: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+def target_lists(labels: Tensor | Ragged | None, q: Tensor, p: Tensor) -> Ragged:
     """The targets of `contrastive_loss` as CSR, checked."""
     batch, columns = q.shape[0], p.shape[0]
     every = torch.arange(batch + 1, device=q.device)
@@ -66,102 +68,85 @@ def expand(offsets: Tensor, total: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """Targets and masked keys of consecutive rows, numbered from the chunk's first row."""
+class Masks:
+    """Row r is not compared with the columns that hold a key of `hidden[r]`; `holders[key]` are these, ascending."""
 
-    target_rows: Tensor
-    target_columns: Tensor
-    masked_rows: Tensor | None
-    masked_keys: Tensor | None
-    column_keys: Tensor | None
-    keys: int
-
-    def mask(self, rows: int) -> Tensor | None:
-        """bool [rows, columns], True where a column's key is one of the row's masked keys; None without masks."""
-        if self.masked_rows is None or self.masked_keys is None:
-            return None
-        table = torch.zeros((rows, self.keys), dtype=torch.bool, device=self.masked_rows.device)
-        table[self.masked_rows, self.masked_keys] = True
-        return table if self.column_keys is None else table[:, self.column_keys]
+    hidden: Ragged
+    holders: Ragged
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Who is whose target, and who is masked: row r masks each column whose key is in `masked[r]`.
-
-    Keys are documents, numbered densely (column_keys [N]), or columns themselves (column_keys None).
-    """
+    """Who is whose target, and who is masked, for consecutive rows. Offsets may start anywhere in their values."""
 
     targets: Ragged
-    masked: Ragged | None
-    column_keys: Tensor | None
-    keys: int
+    masks: Masks | None
 
-    def chunks(self, step: int) -> Iterator[tuple[int, Chunk]]:
-        """(first row, chunk) for each `step` rows."""
-        rows = self.targets[0].shape[0] - 1
-        # One transfer for all chunk boundaries: reading offsets one by one would wait for the device each time.
-        at = torch.arange(0, rows + step, step, device=self.targets[0].device).clamp(max=rows)
-        target_at = self.targets[0][at].tolist()
-        masked_at = None if self.masked is None else self.masked[0][at].tolist()
-        target_rows = expand(self.targets[0], self.targets[1].shape[0])
-        masked_rows = None if self.masked is None else expand(self.masked[0], self.masked[1].shape[0])
-        for number, begin in enumerate(range(0, rows, step)):
-            wanted = slice(target_at[number], target_at[number + 1])
-            rows_masked = keys_masked = None
-            if self.masked is not None and masked_rows is not None and masked_at is not None:
-                hidden = slice(masked_at[number], masked_at[number + 1])
-                rows_masked, keys_masked = masked_rows[hidden] - begin, self.masked[1][hidden]
-            columns = self.targets[1][wanted]
-            yield (
-                begin,
-                Chunk(target_rows[wanted] - begin, columns, rows_masked, keys_masked, self.column_keys, self.keys),
-            )
+    def rows(self, begin: int, end: int) -> Problem:
+        """The same for rows begin .. end: views, nothing is copied."""
+        at = slice(begin, end + 1)
+        masks = self.masks
+        if masks is not None:
+            masks = Masks((masks.hidden[0][at], masks.hidden[1]), masks.holders)
+        return Problem((self.targets[0][at], self.targets[1]), masks)
 
 
 def build_problem(
     targets: Ragged, doc_ids: Tensor | None, positive_offsets: Tensor | None, positive_documents: Tensor | None
 ) -> Problem:
-    """Rows against columns: a row masks the documents of its targets and its positives that occur in some column."""
+    """Rows against columns: keys are documents, and a row masks those of its targets and its positives."""
     if doc_ids is None:
-        return Problem(targets, None, None, 0)
-    documents, column_keys = torch.unique(doc_ids, return_inverse=True)
-    rows, keys = expand(targets[0], targets[1].shape[0]), column_keys[targets[1]]
-    if positive_offsets is not None and positive_documents is not None and documents.numel():
-        found = torch.searchsorted(documents, positive_documents).clamp(max=documents.shape[0] - 1)
-        present = documents[found] == positive_documents
-        rows = torch.cat([rows, expand(positive_offsets, positive_documents.shape[0])[present]])
-        keys = torch.cat([keys, found[present]])
-    masked = group(rows, keys, targets[0].shape[0] - 1)
-    return Problem(targets, masked, column_keys, documents.shape[0])
+        return Problem(targets, None)
+    columns = doc_ids.shape[0]
+    documents, holders = doc_ids.sort(stable=True)
+    first = torch.ones_like(documents, dtype=torch.bool)
+    first[1:] = documents[1:] != documents[:-1]
+    key_of_place = first.cumsum(0) - 1
+    # Key `columns`, which nothing holds, stands for documents that are in no column.
+    offsets = torch.searchsorted(key_of_place, torch.arange(columns + 2, device=doc_ids.device))
+    key_of_column = torch.empty_like(holders).scatter_(0, holders, key_of_place)
+    hidden = (targets[0], key_of_column[targets[1]])
+    if positive_offsets is not None and positive_documents is not None:
+        if columns:
+            place = torch.searchsorted(documents, positive_documents).clamp(max=columns - 1)
+            keys = torch.where(documents[place] == positive_documents, key_of_place[place], columns)
+        else:
+            keys = torch.zeros_like(positive_documents)
+        hidden = merge(hidden, (positive_offsets, keys))
+    return Problem(targets, Masks(hidden, (offsets, holders)))
 
 
-def group(rows: Tensor, values: Tensor, count: int) -> Ragged:
-    """CSR of (row, value) pairs in any order; the values of a row keep their order."""
-    order = torch.argsort(rows, stable=True)
-    offsets = torch.zeros(count + 1, dtype=torch.int64, device=rows.device)
-    torch.cumsum(torch.bincount(rows, minlength=count), 0, out=offsets[1:])
+def merge(first: Ragged, second: Ragged) -> Ragged:
+    """Each row's values of `first`, then those of `second`; both start at offset 0."""
+    sizes = first[1].shape[0], second[1].shape[0]
+    values = first[1].new_empty(sum(sizes))
+    numbers = [torch.arange(size, device=values.device) for size in sizes]
+    values[numbers[0] + second[0][expand(first[0], sizes[0])]] = first[1]
+    values[numbers[1] + first[0][expand(second[0], sizes[1]) + 1]] = second[1]
+    return first[0] + second[0], values
+
+
+def group(keys: Tensor, values: Tensor, count: int) -> Ragged:
+    """CSR of the values of each key 0 .. count - 1; the values of a key keep their order."""
+    keys, order = keys.sort(stable=True)
+    offsets = torch.searchsorted(keys, torch.arange(count + 1, device=keys.device))
     return offsets, values[order]
 
 
-def transpose(problem: Problem, columns: int) -> tuple[Tensor, Problem]:
+def transpose(problem: Problem) -> tuple[Tensor, Problem]:
     """Target columns against rows: the anchors (ascending columns, int64 [A]) and the problem with anchors as rows.
 
-    An anchor masks the rows that mask the anchor's column.
+    An anchor masks the rows that mask the anchor's column. Waits for the device: A is known only there.
     """
     offsets, target_columns = problem.targets
-    rows = offsets.shape[0] - 1
+    rows = expand(offsets, target_columns.shape[0])
     anchors, anchor_of = torch.unique(target_columns, return_inverse=True)
-    targets = group(anchor_of, expand(offsets, target_columns.shape[0]), anchors.shape[0])
-    if problem.masked is None or problem.column_keys is None:
-        return anchors, Problem(targets, None, None, 0)
-    masking_rows = expand(problem.masked[0], problem.masked[1].shape[0])
-    by_key, rows_of_key = group(problem.masked[1], masking_rows, problem.keys)
-    key = problem.column_keys[anchors]
-    sizes = by_key.diff()[key]
-    starts = torch.zeros(anchors.shape[0] + 1, dtype=torch.int64, device=anchors.device)
-    torch.cumsum(sizes, 0, out=starts[1:])
-    total = int(starts[-1])
-    within = torch.arange(total, device=anchors.device) - torch.repeat_interleave(starts[:-1], sizes, output_size=total)
-    picked = rows_of_key[torch.repeat_interleave(by_key[key], sizes, output_size=total) + within]
-    return anchors, Problem(targets, (starts, picked), None, rows)
+    targets = group(anchor_of, rows, anchors.shape[0])
+    if problem.masks is None:
+        return anchors, Problem(targets, None)
+    hidden, (key_offsets, holders) = problem.masks.hidden, problem.masks.holders
+    keys = key_offsets.shape[0] - 1
+    key_of_column = torch.empty_like(holders).scatter_(0, holders, expand(key_offsets, holders.shape[0]))
+    masked = (torch.arange(anchors.shape[0] + 1, device=anchors.device), key_of_column[anchors])
+    by_key = group(hidden[1], expand(hidden[0], hidden[1].shape[0]), keys)
+    return anchors, Problem(targets, Masks(masked, by_key))

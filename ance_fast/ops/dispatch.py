@@ -73,7 +73,7 @@ _CHUNKED = Backend("torch", lambda d: "torch in row chunks" + ("" if d == "cpu" 
 
 BACKENDS: dict[str, tuple[Backend, ...]] = {
     "pool_normalize": (_CPP, _TORCH, _REFERENCE),
-    "contrastive_loss": (_CHUNKED, _REFERENCE),
+    "contrastive_loss": (_CPP, _CHUNKED, _REFERENCE),
     "pairwise_loss": (_TORCH, _REFERENCE),
     "topk_inner_product": (_CHUNKED,),
     "encoder_layer": (_CPP_FLOAT, _TORCH),

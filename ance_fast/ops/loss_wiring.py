@@ -1,12 +1,12 @@
 """What the losses share: checks of their inputs, and the autograd of ops that compute their gradient going forward.
 
-Such an op returns (loss, gradient, gradient, ...). The gradients are private: only the loss reaches the caller, and the
-backward pass hands out new tensors, upstream * gradient, so nobody can write into what a second backward pass will
-read.
+Such an op returns (loss, gradient, gradient, ...). The gradients are private: only the loss reaches the caller. The
+backward pass multiplies them by the upstream gradient, into new tensors where the graph is kept for another pass.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -72,21 +72,61 @@ def _no_second_derivative(ctx: Any, *_: Any) -> None:
 scaled_gradient.register_autograd(_no_second_derivative)
 
 
-def differentiate_once(op: Any, *, gradients: int) -> None:
-    """Register autograd for `op` -> (loss, a gradient for each of its first `gradients` inputs or an empty tensor)."""
+def differentiate_once(op: Any, compute: Callable[..., tuple[Tensor, ...]], *, gradients: int) -> Callable[..., Tensor]:
+    """Autograd for a loss that returns (loss, a gradient for each of its first `gradients` inputs or an empty tensor).
 
-    def setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.mark_non_differentiable(*output[1:])
+    Registers it for the custom op `op`, and returns the function to call: the op under torch.compile, `compute` without
+    the dispatcher, which costs more than a small loss, in eager mode.
+    """
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.save_for_backward(*output)
         ctx.dtypes = [tensor.dtype for tensor in inputs[:gradients]]
         ctx.others = len(inputs) - gradients
 
-    def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(*output[1:])
+        save(ctx, inputs, output)
+
+    def backward(scale: Callable[..., Tensor], ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         loss, *saved = ctx.saved_tensors
         scaled = (
-            scaled_gradient(upstream, gradient, loss, dtype) if needed else None
+            scale(upstream, gradient, loss, dtype) if needed else None
             for gradient, dtype, needed in zip(saved, ctx.dtypes, ctx.needs_input_grad, strict=False)
         )
         return (*scaled, *(None,) * ctx.others)
 
-    op.register_autograd(backward, setup_context=setup)
+    op.register_autograd(lambda ctx, upstream, *_: backward(scaled_gradient, ctx, upstream), setup_context=setup)
+
+    class Eager(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Tensor:
+            output = compute(*inputs)
+            save(ctx, inputs, output)
+            return output[0]
+
+        @staticmethod
+        def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+            return backward(_scale_once, ctx, upstream)
+
+    def call(*inputs: Any) -> Tensor:
+        if torch.compiler.is_compiling() or type(inputs[0]) not in (Tensor, torch.nn.Parameter):
+            return op(*inputs)[0]
+        if torch.is_grad_enabled() and any(t.requires_grad for t in inputs[:gradients]):
+            return Eager.apply(*inputs)
+        return compute(*inputs)[0]
+
+    return call
+
+
+def _scale_once(upstream: Tensor, gradient: Tensor, loss: Tensor, dtype: torch.dtype) -> Tensor:
+    """`scaled_gradient`, in place where no other backward pass can follow: a copy as large as q and p less."""
+    if torch.is_grad_enabled() or _graph_is_kept():
+        return scaled_gradient(upstream, gradient, loss, dtype)
+    return gradient.mul_(upstream.to(gradient.device)).to(dtype)
+
+
+def _graph_is_kept() -> bool:
+    """Whether the backward pass that runs now may run again (retain_graph=True)."""
+    asked = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return asked is None or bool(asked())

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ance_fast.errors import ConfigError
 from ance_fast.ops.dispatch import dispatch
+from ance_fast.ops.interchange import as_optional_tensor, as_tensor
 from ance_fast.ops.loss_wiring import (
     accumulate_dtype,
     check_embeddings,
@@ -32,9 +33,10 @@ def pairwise_loss(
 ) -> Tensor:
     """Mean over rows of the mean over a row's valid negatives of softplus(scale * (q.n - q.p)).
 
-    q, pos: [B, D]; neg: [B, H, D]; mask: bool [B, H], True where a negative counts (default all). scale: number or
-    one-element tensor. A row without a valid negative contributes 0 and still counts in the mean over rows; B = 0 gives
-    0. What stands in masked negatives, NaN included, has no influence.
+    q, pos: [B, D]; neg: [B, H, D]; mask: bool [B, H], True where a negative counts (default all); tensors, or CuPy or
+    NumPy arrays, taken without a copy. scale: number or one-element tensor. A row without a valid negative contributes
+    0 and still counts in the mean over rows; B = 0 gives 0. What stands in masked negatives, NaN included, has no
+    influence.
 
     Returns a 0-dim tensor, fp32 (fp64 for fp64 inputs), accumulated in that dtype. Differentiable once in q, pos, neg
     and a tensor scale (backend="reference": any number of times). Raises ConfigError for wrong shapes, dtypes or
@@ -43,6 +45,8 @@ def pairwise_loss(
     Relations: `contrastive_loss` compares a positive with all its negatives at once (softmax) and shares candidates
     between rows; this loss is the mean over single negatives and costs O(B H D).
     """
+    q, pos, neg = as_tensor("q", q), as_tensor("pos", pos), as_tensor("neg", neg)
+    mask = as_optional_tensor("mask", mask)
     check_embeddings("q", q, ("B", "D"))
     check_embeddings("pos", pos, ("B", "D"), like=q)
     check_embeddings("neg", neg, ("B", "H", "D"), like=q)
@@ -62,8 +66,7 @@ def pairwise_loss(
         return pairwise_loss_reference(q, pos, neg, scale=scale, mask=mask)
     factor = scale_tensor(scale)
     need = torch.is_grad_enabled() and any(t.requires_grad for t in (q, pos, neg, factor))
-    loss: Tensor = _forward(q, pos, neg, factor, mask, need)[0]
-    return loss
+    return _run(q, pos, neg, factor, mask, need)
 
 
 def pairwise_loss_reference(
@@ -81,8 +84,7 @@ def pairwise_loss_reference(
         return rows.sum() / max(q.shape[0], 1)
 
 
-@torch.library.custom_op("ance_fast::pairwise_loss", mutates_args=())
-def _forward(
+def _compute(
     q: Tensor, pos: Tensor, neg: Tensor, scale: Tensor, mask: Tensor | None, need_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Loss and, if needed, its gradients in the accumulation dtype (else empty)."""
@@ -114,6 +116,9 @@ def _forward(
         return loss, grad_q, grad_pos, grad_neg, grad_scale
 
 
+_forward = torch.library.custom_op("ance_fast::pairwise_loss", _compute, mutates_args=())
+
+
 @_forward.register_fake
 def _(
     q: Tensor, pos: Tensor, neg: Tensor, scale: Tensor, mask: Tensor | None, need_grad: bool
@@ -129,4 +134,4 @@ def _(
     )
 
 
-differentiate_once(_forward, gradients=4)
+_run = differentiate_once(_forward, _compute, gradients=4)

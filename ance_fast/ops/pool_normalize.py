@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ance_fast.errors import ConfigError
 from ance_fast.ops.dispatch import dispatch
+from ance_fast.ops.interchange import as_tensor
 from ance_fast.ops.pool_normalize_cpu import compute_pool, pool_forward
 
 MODES = ("mean", "cls", "last", "max")
@@ -33,6 +34,7 @@ def pool_normalize(
     """One vector a sequence: pool its tokens, then normalise.
 
     hidden: [T, D] packed token rows, any float dtype; sums are fp32 (fp64 for fp64).
+        Both may be CuPy or NumPy arrays, taken without a copy.
     cu_seqlens: int32 [B + 1] on the device of hidden; sequence b is rows cu_seqlens[b] to cu_seqlens[b + 1].
     mode: "mean"; "cls", the first token; "last", the last token; "max" over tokens per column (the first of equals gets
         the gradient).
@@ -44,6 +46,7 @@ def pool_normalize(
     hidden, weight and bias (backend="reference": any number of times). Raises ConfigError for wrong shapes, dtypes or
     settings; offsets that are not 0 .. T are found on the CPU only, since a look at device memory would wait for it.
     """
+    hidden, cu_seqlens = as_tensor("hidden", hidden), as_tensor("cu_seqlens", cu_seqlens)
     _check(hidden, cu_seqlens, mode, norm, weight, bias, eps)
     out_dtype = out_dtype or hidden.dtype
     chosen = dispatch("pool_normalize", hidden.device, hidden.dtype, backend)

@@ -46,6 +46,7 @@ def compute_pool(
             pooled=pooled.numpy() if pooled.shape[0] == out.shape[0] else None,
             stats=stats.numpy() if stats.shape[0] == out.shape[0] else None,
             argmax=argmax.numpy() if mode == "max" else None,
+            threads=torch.get_num_threads(),
         )
     except ValueError as error:  # offsets that do not rise from 0 to T: the kernel looks at them anyway
         raise ConfigError(str(error)) from error
@@ -122,6 +123,7 @@ def pool_backward(
         grad_hidden=grad_hidden.numpy(),
         grad_weight=grad_weight.numpy() if with_parameters else None,
         grad_bias=grad_bias.numpy() if with_parameters else None,
+        threads=torch.get_num_threads(),
     )
     return grad_hidden, grad_weight, grad_bias
 

@@ -15,7 +15,7 @@ RANKED = ["scalar", "avx2", "avx512"]
 ISAS = RANKED[: RANKED.index(_C.build_info()["isa"]) + 1]
 
 
-def run(hidden, cu, grad_out, mode, norm, weight, bias, isa, eps=1e-12):
+def run(hidden, cu, grad_out, mode, norm, weight, bias, isa, eps=1e-12, threads=1):
     """Forward and backward with every output poisoned with NaN (argmax: a large number) beforehand."""
     sequences, dim = len(cu) - 1, hidden.shape[1]
     saved = {
@@ -24,7 +24,7 @@ def run(hidden, cu, grad_out, mode, norm, weight, bias, isa, eps=1e-12):
         "argmax": np.full((sequences, dim), 2**30, np.int32) if mode == "max" else None,
     }
     out = np.full((sequences, dim), np.nan, np.float32)
-    common = {"mode": mode, "norm": norm, "eps": eps, "isa": isa, "weight": weight}
+    common = {"mode": mode, "norm": norm, "eps": eps, "isa": isa, "weight": weight, "threads": threads}
     _C.pool_normalize_forward(hidden, cu, **common, bias=bias, out=out, **saved)
     grads = {"grad_hidden": np.full(hidden.shape, np.nan, np.float32)}
     if norm == "layernorm":
@@ -139,3 +139,14 @@ def test_a_zero_vector_is_divided_by_eps_as_torch_does():
     )  # fmt: skip
     np.testing.assert_array_equal(result["out"], [[0, 0]])
     np.testing.assert_array_equal(result["grad_hidden"], [[2, 2]])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_number_of_threads_does_not_change_a_bit(mode, norm):
+    rng = np.random.default_rng(0)
+    # More elements than two threads need to be worth it.
+    arguments = problem(rng.integers(0, 40, 300), 33, 5)
+    one, three = (run(*arguments[:3], mode, norm, *arguments[3:], "auto", threads=n) for n in (1, 3))
+    for name, array in one.items():
+        np.testing.assert_array_equal(array, three[name])

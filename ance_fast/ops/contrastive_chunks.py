@@ -1,0 +1,150 @@
+"""The chunk loop of `contrastive_loss`: matrix products, with one softmax kernel between them.
+
+A chunk of rows takes three products, S = q p^T, dQ = G p and dP += G^T q: 6 B N D FLOPs in all. Where so few rows fit
+that the products would starve, the columns are cut into tiles as well; the logits are then computed twice, first for
+each row's log-sum-exp, then for the gradient: 8 B N D. Chunks and tiles are visited in order, so at a fixed chunk size
+results do not change from run to run.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from ance_fast.ops.contrastive_problem import Problem
+from ance_fast.ops.softmax_gradient_torch import finish
+
+# Under this many rows a product reads p from memory for too little arithmetic.
+FEWEST_ROWS = 256
+# Bytes of fp32 logits: those aimed at (on a GPU a share of the L2 cache instead), and those beyond which FEWEST_ROWS
+# rows are cut into tiles of columns.
+CPU_CHUNK, CPU_LIMIT = 4 * 2**20, 16 * 2**20
+GPU_L2_SHARE, GPU_LIMIT = 0.4, 512 * 2**20
+_MODULES = {"cpp": "cpu", "triton": "triton", "torch": "torch"}
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Rows held at once, and columns held at once (all of them in a plain chunk)."""
+
+    rows: int
+    columns: int
+
+
+def default_tiling(rows: int, columns: int, device: torch.device) -> Tiling:
+    """Chunk for [rows, columns] logits on a device."""
+    rows, columns = max(rows, 1), max(columns, 1)
+    aim, limit = CPU_CHUNK, CPU_LIMIT
+    if device.type == "cuda":
+        aim, limit = int(GPU_L2_SHARE * torch.cuda.get_device_properties(device).L2_cache_size), GPU_LIMIT
+    fewest = min(FEWEST_ROWS, rows)
+    if 4 * fewest * columns > limit:
+        return Tiling(fewest, max(1, limit // (4 * fewest)))
+    return Tiling(min(rows, max(FEWEST_ROWS, aim // (4 * columns) // 64 * 64)), columns)
+
+
+def chunked_loss(
+    q: Tensor,
+    p: Tensor,
+    scale: Tensor,
+    problem: Problem,
+    *,
+    backend: str,
+    chunk_rows: int,
+    need_q: bool,
+    need_p: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses [B] of the rows and the gradients of their sum in q and p, before the factor `scale` (else empty).
+
+    chunk_rows: rows of logits held at once, with all their columns; 0 leaves the choice to `default_tiling`.
+    """
+    batch, columns = q.shape[0], p.shape[0]
+    kernel = _kernel(backend)
+    tiling = Tiling(chunk_rows, columns) if chunk_rows else default_tiling(batch, columns, q.device)
+    losses = q.new_empty(batch)
+    grad_q = torch.empty_like(q) if need_q else q.new_empty(0)
+    grad_p = torch.zeros_like(p) if need_p else p.new_empty(0)
+    visit = _whole_rows if tiling.columns >= columns else _tiles
+    for begin in range(0, batch, tiling.rows):
+        end = min(begin + tiling.rows, batch)
+        losses[begin:end] = visit(
+            kernel,
+            q[begin:end],
+            p,
+            scale,
+            problem.rows(begin, end),
+            tiling.columns,
+            grad_q[begin:end] if need_q else None,
+            grad_p if need_p else None,
+        )
+    return losses, grad_q, grad_p
+
+
+def _whole_rows(
+    kernel: ModuleType,
+    block: Tensor,
+    p: Tensor,
+    scale: Tensor,
+    problem: Problem,
+    width: int,
+    grad_q: Tensor | None,
+    grad_p: Tensor | None,
+) -> Tensor:
+    need = grad_q is not None or grad_p is not None
+    losses: Tensor
+    losses, work = kernel.gradient(block @ p.T, scale, problem, need)
+    if grad_q is not None:
+        torch.mm(work, p, out=grad_q)
+    if grad_p is not None:
+        grad_p.addmm_(work.T, block)
+    return losses
+
+
+def _tiles(
+    kernel: ModuleType,
+    block: Tensor,
+    p: Tensor,
+    scale: Tensor,
+    problem: Problem,
+    width: int,
+    grad_q: Tensor | None,
+    grad_p: Tensor | None,
+) -> Tensor:
+    begins = range(0, p.shape[0], width)
+    top = block.new_full((block.shape[0],), -torch.inf)
+    total = torch.zeros_like(top)
+    target_logits: Tensor | None = None
+    for begin in begins:
+        found = kernel.statistics(block @ p[begin : begin + width].T, scale, problem, begin)
+        top, total = _merge(top, total, found[0], found[1])
+        target_logits = found[2] if target_logits is None else torch.where(found[2].isnan(), target_logits, found[2])
+    assert target_logits is not None
+    losses, factor, slopes = finish(top, total, target_logits, problem)
+    if grad_q is None and grad_p is None:
+        return losses
+    if grad_q is not None:
+        grad_q.zero_()
+    for begin in begins:
+        tile = p[begin : begin + width]
+        work = kernel.tile_gradient(block @ tile.T, scale, problem, begin, top, factor, slopes)
+        if grad_q is not None:
+            grad_q.addmm_(work, tile)
+        if grad_p is not None:
+            grad_p[begin : begin + width].addmm_(work.T, block)
+    return losses
+
+
+def _merge(top: Tensor, total: Tensor, other_top: Tensor, other_total: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp of two sets of columns, each given as (largest, sum of exp(s - largest))."""
+    high = torch.maximum(top, other_top)
+    shift = torch.where(torch.isneginf(high), 0, high)
+    return high, total * (top - shift).exp() + other_total * (other_top - shift).exp()
+
+
+def _kernel(backend: str) -> ModuleType:
+    """The module that does the softmax; imported here, for each needs something that may not be installed."""
+    return importlib.import_module(f"ance_fast.ops.softmax_gradient_{_MODULES[backend]}")
