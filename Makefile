@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | clean. Each sets up everything it needs in $(VENV) and reuses it the next time.
+# make demo | test | mutants | lint | bench | clean. Each sets up everything it needs in $(VENV) and reuses it the next time.
 PYTHON ?= python3
 VENV ?= .venv
 FAISS ?= cpu
@@ -8,7 +8,7 @@ SOURCES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csr
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test mutants lint bench clean
 
 demo: $(VENV)/.ready-demo
 	ANCE_FAST_STRICT=1 $(BIN)/ance-fast demo $(ARGS)
@@ -16,14 +16,18 @@ demo: $(VENV)/.ready-demo
 test: $(VENV)/.ready-test
 	ANCE_FAST_STRICT=1 $(BIN)/python -m pytest $(ARGS)
 
+mutants: $(VENV)/.ready-test
+	ANCE_FAST_STRICT=1 $(BIN)/python tests/mutants/run.py $(ARGS)
+
 lint: $(VENV)/.ready-test $(VENV)/.ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.ready-test
-	ANCE_FAST_STRICT=1 $(BIN)/python -m benchmarks.encode $(ARGS)
+bench: $(VENV)/.ready-demo $(VENV)/.ready-bench
+	ANCE_FAST_STRICT=1 $(BIN)/python -m benchmarks.encode
+	ANCE_FAST_STRICT=1 $(BIN)/python -m benchmarks.run --suite ops --device cpu --out bench-out/ops-cpu $(ARGS)
 
 # torch goes first and alone, so that the resolver takes the build that fits this machine's index settings.
 $(VENV)/.ready-%: $(SOURCES)
