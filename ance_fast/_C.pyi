@@ -96,6 +96,64 @@ def packed_attention(
     isa: str = "auto",
 ) -> None: ...
 
+# Only in a build with CUDA. Arrays on the device are addresses (0: none).
+pool_max_dim_cuda: int
+
+def pool_forward_workspace_cuda(tokens: int, sequences: int, dim: int, mode: str, multiprocessors: int) -> int: ...
+def pool_backward_workspace_cuda(sequences: int, dim: int, with_parameters: bool) -> int: ...
+def pool_normalize_forward_cuda(
+    hidden: int,
+    cu_seqlens: int,
+    *,
+    tokens: int,
+    sequences: int,
+    dim: int,
+    mode: str,
+    norm: str,
+    hidden_dtype: str,
+    out_dtype: str,
+    weight: int,
+    bias: int,
+    eps: float,
+    multiprocessors: int,
+    out: int,
+    pooled: int,
+    stats: int,
+    argmax: int,
+    workspace: int,
+    workspace_bytes: int,
+    stream: int,
+    resident: int = 0,
+    resident_rows: int = 0,
+    resident_dtype: str = "float32",
+    host_slot: int = 0,
+    host_dtype: str = "float32",
+) -> None: ...
+def pool_normalize_backward_cuda(
+    grad_out: int,
+    cu_seqlens: int,
+    *,
+    tokens: int,
+    sequences: int,
+    dim: int,
+    mode: str,
+    norm: str,
+    grad_out_dtype: str,
+    grad_hidden_dtype: str,
+    weight: int,
+    pooled: int,
+    stats: int,
+    argmax: int,
+    eps: float,
+    multiprocessors: int,
+    grad_hidden: int,
+    grad_weight: int,
+    grad_bias: int,
+    workspace: int,
+    workspace_bytes: int,
+    stream: int,
+) -> None: ...
+
 class TokenPacker:
     def __init__(
         self, shards: Sequence[tuple[Array, Array]], *, max_length: int = 0, keep_last: bool = True

@@ -11,6 +11,7 @@
 #include "softmax_gradient.h"
 #include "token_packer.h"
 #ifdef ANCE_FAST_WITH_CUDA
+#include "cuda/bindings.h"
 #include "cuda/device.h"
 #endif
 
@@ -391,4 +392,7 @@ PYBIND11_MODULE(_C, m) {
   ance_fast::bind_encoder_kernels(m);
   ance_fast::bind_softmax_gradient(m);
   ance_fast::bind_token_packer(m);
+#ifdef ANCE_FAST_WITH_CUDA
+  ance_fast::bind_cuda(m);
+#endif
 }

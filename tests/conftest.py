@@ -15,6 +15,9 @@ DATA = Path(os.environ.get("ANCE_FAST_DATA", ROOT.parent / "shared" / "data"))
 # Nothing here may ask a hub for anything.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("ANCE_FAST_STRICT", "1")
+# Without a GPU, Triton kernels run in Triton's interpreter, which must be known before Triton is imported.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ance_fast.ops.contrastive_problem import Problem
-from ance_fast.ops.softmax_gradient_torch import finish
+from ance_fast.ops.loss_wiring import accumulate_dtype
 
 # Under this many rows a product reads p from memory for too little arithmetic.
 FEWEST_ROWS = 256
@@ -24,6 +24,7 @@ FEWEST_ROWS = 256
 # rows are cut into tiles of columns.
 CPU_CHUNK, CPU_LIMIT = 4 * 2**20, 16 * 2**20
 GPU_L2_SHARE, GPU_LIMIT = 0.4, 512 * 2**20
+_HALF = (torch.float16, torch.bfloat16)
 _MODULES = {"cpp": "cpu", "triton": "triton", "torch": "torch"}
 
 
@@ -60,14 +61,17 @@ def chunked_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses [B] of the rows and the gradients of their sum in q and p, before the factor `scale` (else empty).
 
+    All are fp32 (fp64 for fp64). Half precision q and p need a GPU, whose products of them can be fp32.
+
     chunk_rows: rows of logits held at once, with all their columns; 0 leaves the choice to `default_tiling`.
     """
     batch, columns = q.shape[0], p.shape[0]
     kernel = _kernel(backend)
     tiling = Tiling(chunk_rows, columns) if chunk_rows else default_tiling(batch, columns, q.device)
-    losses = q.new_empty(batch)
-    grad_q = torch.empty_like(q) if need_q else q.new_empty(0)
-    grad_p = torch.zeros_like(p) if need_p else p.new_empty(0)
+    dtype = accumulate_dtype(q)
+    losses = q.new_empty(batch, dtype=dtype)
+    grad_q = torch.empty_like(q, dtype=dtype) if need_q else losses.new_empty(0)
+    grad_p = torch.zeros_like(p, dtype=dtype) if need_p else losses.new_empty(0)
     visit = _whole_rows if tiling.columns >= columns else _tiles
     for begin in range(0, batch, tiling.rows):
         end = min(begin + tiling.rows, batch)
@@ -96,11 +100,12 @@ def _whole_rows(
 ) -> Tensor:
     need = grad_q is not None or grad_p is not None
     losses: Tensor
-    losses, work = kernel.gradient(block @ p.T, scale, problem, need)
+    logits = _product(block, p.T)
+    losses, work = kernel.gradient(logits, scale, problem, need, *_workspace(logits, block))
     if grad_q is not None:
-        torch.mm(work, p, out=grad_q)
+        _product(work, p, out=grad_q)
     if grad_p is not None:
-        grad_p.addmm_(work.T, block)
+        _accumulate(grad_p, work.T, block)
     return losses
 
 
@@ -115,27 +120,48 @@ def _tiles(
     grad_p: Tensor | None,
 ) -> Tensor:
     begins = range(0, p.shape[0], width)
-    top = block.new_full((block.shape[0],), -torch.inf)
+    top = block.new_full((block.shape[0],), -torch.inf, dtype=accumulate_dtype(block))
     total = torch.zeros_like(top)
     target_logits: Tensor | None = None
     for begin in begins:
-        found = kernel.statistics(block @ p[begin : begin + width].T, scale, problem, begin)
+        found = kernel.statistics(_product(block, p[begin : begin + width].T), scale, problem, begin)
         top, total = _merge(top, total, found[0], found[1])
         target_logits = found[2] if target_logits is None else torch.where(found[2].isnan(), target_logits, found[2])
     assert target_logits is not None
-    losses, factor, slopes = finish(top, total, target_logits, problem)
+    losses, factor, slopes = kernel.finish(top, total, target_logits, problem)
     if grad_q is None and grad_p is None:
         return losses
     if grad_q is not None:
         grad_q.zero_()
     for begin in begins:
         tile = p[begin : begin + width]
-        work = kernel.tile_gradient(block @ tile.T, scale, problem, begin, top, factor, slopes)
+        logits = _product(block, tile.T)
+        work = kernel.tile_gradient(logits, scale, problem, begin, top, factor, slopes, *_workspace(logits, block))
         if grad_q is not None:
-            grad_q.addmm_(work, tile)
+            _accumulate(grad_q, work, tile)
         if grad_p is not None:
-            grad_p[begin : begin + width].addmm_(work.T, block)
+            _accumulate(grad_p[begin : begin + width], work.T, block)
     return losses
+
+
+def _product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """a b in the accumulation dtype: half precision goes to the tensor cores, its products come back as fp32."""
+    if a.dtype in _HALF:
+        return torch.mm(a, b, out_dtype=torch.float32, out=out)
+    return torch.mm(a, b, out=out)
+
+
+def _accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a b."""
+    if a.dtype in _HALF:
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    else:
+        total.addmm_(a, b)
+
+
+def _workspace(logits: Tensor, block: Tensor) -> tuple[Tensor, ...]:
+    """Where P - onehot goes if not over the logits: in the dtype of the embeddings, as the products want it."""
+    return (torch.empty_like(logits, dtype=block.dtype),) if block.dtype in _HALF else ()
 
 
 def _merge(top: Tensor, total: Tensor, other_top: Tensor, other_total: Tensor) -> tuple[Tensor, Tensor]:

@@ -183,10 +183,12 @@ def _compute(
     """Loss and, if needed, its gradients in q, p and scale in the accumulation dtype (else empty)."""
     dtype = accumulate_dtype(q)
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
-        wide_q, wide_p, factor = q.to(dtype), p.to(dtype), scale.to(dtype)
+        # On a GPU the products read half precision as it is and give fp32 all the same.
+        read_as = q.dtype if q.is_cuda and backend == "triton" else dtype
+        operand_q, operand_p, factor = q.to(read_as), p.to(read_as), scale.to(dtype)
         problem = build_problem((target_offsets, target_columns), doc_ids, positive_offsets, positive_documents)
         losses, grad_q, grad_p = chunked_loss(
-            wide_q, wide_p, factor, problem, backend=backend, chunk_rows=chunk_rows, need_q=need_q, need_p=need_p
+            operand_q, operand_p, factor, problem, backend=backend, chunk_rows=chunk_rows, need_q=need_q, need_p=need_p
         )
         loss = losses.sum() / max(q.shape[0], 1)
         # 1/B and the scale enter here: in the workspace, P - onehot, they would underflow in narrower types.
@@ -194,8 +196,8 @@ def _compute(
         if bidirectional:
             anchors, other = transpose(problem)
             losses_p, grad_anchors, grad_rows = chunked_loss(
-                wide_p[anchors],
-                wide_q,
+                operand_p[anchors],
+                operand_q,
                 factor,
                 other,
                 backend=backend,
@@ -213,7 +215,7 @@ def _compute(
         # d loss / d scale = sum_ij (P - onehot)_ij (q p^T)_ij = sum_i q_i . (the unscaled gradient of q)_i
         grad_scale = scale.new_empty(0, dtype=dtype)
         if need_q:
-            grad_scale = (torch.dot(wide_q.flatten(), grad_q.flatten()) * weight).to(scale.device)
+            grad_scale = (torch.dot(q.to(dtype).flatten(), grad_q.flatten()) * weight).to(scale.device)
             grad_q *= factor * weight
         if need_p:
             grad_p *= factor * weight

@@ -33,13 +33,14 @@ class Choice(NamedTuple):
 @dataclass(frozen=True)
 class Backend:
     """One implementation: the device types and dtypes it serves (None: all), the reason to give for choosing it on a
-    device type, and what it lacks here (None: nothing)."""
+    device type, what it lacks here (None: nothing), and device types that it serves only when asked for by name."""
 
     name: str
     reason: Callable[[str], str]
     devices: frozenset[str] | None = None
     dtypes: frozenset[torch.dtype] | None = None
     missing: Callable[[], str | None] = lambda: None
+    by_name: frozenset[str] = frozenset()
 
 
 @functools.cache
@@ -60,6 +61,28 @@ def _cpp_reason(_: str) -> str:
     return f"C++ kernel, {_C.best_isa()}"
 
 
+def _cuda_problem() -> str | None:
+    problem = extension_problem()
+    if problem:
+        return problem
+    from ance_fast import _C
+
+    return None if hasattr(_C, "pool_normalize_forward_cuda") else "the extension was built without CUDA"
+
+
+@functools.cache
+def _triton_problem() -> str | None:
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        return f"Triton does not import ({error}); it comes with torch's CUDA wheels"
+    return None
+
+
+def _triton_reason(_: str) -> str:
+    return "Triton kernel, " + ("interpreted" if _INTERPRETED else "experimental: not yet run on a GPU")
+
+
 def _torch_reason(device: str) -> str:
     return "plain torch" if device == "cpu" else "GPU kernel not built yet"
 
@@ -69,12 +92,25 @@ _REFERENCE = Backend("reference", lambda _: "asked for by name")
 _CPP_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 _CPP = Backend("cpp", _cpp_reason, frozenset({"cpu"}), _CPP_DTYPES, extension_problem)
 _CPP_FLOAT = Backend("cpp", _cpp_reason, frozenset({"cpu"}), frozenset({torch.float32}), extension_problem)
+_CUDA = Backend(
+    "cuda", lambda _: "CUDA kernel, experimental: not yet run on a GPU", frozenset({"cuda"}), _CPP_DTYPES, _cuda_problem
+)
+# Triton's interpreter runs kernels on the CPU: for tests, which ask for them by name.
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+_TRITON = Backend(
+    "triton",
+    _triton_reason,
+    frozenset({"cuda"}),
+    _CPP_DTYPES,
+    _triton_problem,
+    frozenset({"cpu"} if _INTERPRETED else ()),
+)
 _CHUNKED = Backend("torch", lambda d: "torch in row chunks" + ("" if d == "cpu" else ", GPU kernel not built yet"))
 
 BACKENDS: dict[str, tuple[Backend, ...]] = {
-    "pool_normalize": (_CPP, _TORCH, _REFERENCE),
-    "contrastive_loss": (_CPP, _CHUNKED, _REFERENCE),
-    "pairwise_loss": (_TORCH, _REFERENCE),
+    "pool_normalize": (_CPP, _CUDA, _TRITON, _TORCH, _REFERENCE),
+    "contrastive_loss": (_CPP, _TRITON, _CHUNKED, _REFERENCE),
+    "pairwise_loss": (_TRITON, _TORCH, _REFERENCE),
     "topk_inner_product": (_CHUNKED,),
     "encoder_layer": (_CPP_FLOAT, _TORCH),
 }
@@ -90,7 +126,8 @@ def choose(op: str, device: torch.device | str, dtype: torch.dtype, backend: str
     if backend != "auto":
         for candidate in candidates:
             if candidate.name == backend:
-                problem = _unserved(candidate, kind, dtype) or candidate.missing()
+                unserved = None if kind in candidate.by_name else _unserved(candidate, kind, dtype)
+                problem = unserved or candidate.missing()
                 if problem:
                     raise ConfigError(f"{op}: backend {backend!r} is not available: {problem}")
                 return Choice(backend, candidate.reason(kind))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from ance_fast.errors import ConfigError
 
@@ -22,7 +22,7 @@ def as_tensor(name: str, array: Any) -> Tensor:
     if not hasattr(array, "__dlpack__"):
         raise ConfigError(f"{name} must be a torch tensor or an array with DLPack (CuPy, NumPy), got {type(array)}")
     try:
-        return torch.from_dlpack(array)
+        return from_dlpack(array)
     except (BufferError, RuntimeError, TypeError) as error:
         raise ConfigError(f"{name} cannot be shared without a copy: {error}") from error
 

@@ -62,11 +62,12 @@ def pairwise_loss(
             f"got {mask.dtype} {list(mask.shape)} on {mask.device}"
         )
     check_scale(scale)
-    if dispatch("pairwise_loss", q.device, q.dtype, backend) == "reference":
+    chosen = dispatch("pairwise_loss", q.device, q.dtype, backend)
+    if chosen == "reference":
         return pairwise_loss_reference(q, pos, neg, scale=scale, mask=mask)
     factor = scale_tensor(scale)
     need = torch.is_grad_enabled() and any(t.requires_grad for t in (q, pos, neg, factor))
-    return _run(q, pos, neg, factor, mask, need)
+    return _run(q, pos, neg, factor, mask, need, chosen)
 
 
 def pairwise_loss_reference(
@@ -85,11 +86,16 @@ def pairwise_loss_reference(
 
 
 def _compute(
-    q: Tensor, pos: Tensor, neg: Tensor, scale: Tensor, mask: Tensor | None, need_grad: bool
+    q: Tensor, pos: Tensor, neg: Tensor, scale: Tensor, mask: Tensor | None, need_grad: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Loss and, if needed, its gradients in the accumulation dtype (else empty)."""
+    if backend == "triton":
+        from ance_fast.ops.pairwise_loss_triton import compute_pairwise
+
+        loss, grad_q, grad_pos, grad_neg, grad_scale = compute_pairwise(q, pos, neg, scale, mask, need_grad)
+        return loss, grad_q, grad_pos, grad_neg, grad_scale.to(scale.device)
     dtype = accumulate_dtype(q)
-    with torch.autocast(q.device.type, enabled=False):
+    with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
         q, pos, neg = q.to(dtype), pos.to(dtype), neg.to(dtype)
         factor = scale.to(dtype)
         batch, negatives = neg.shape[:2]
@@ -121,7 +127,7 @@ _forward = torch.library.custom_op("ance_fast::pairwise_loss", _compute, mutates
 
 @_forward.register_fake
 def _(
-    q: Tensor, pos: Tensor, neg: Tensor, scale: Tensor, mask: Tensor | None, need_grad: bool
+    q: Tensor, pos: Tensor, neg: Tensor, scale: Tensor, mask: Tensor | None, need_grad: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     dtype = accumulate_dtype(q)
     shapes = [t.shape if need_grad else (0,) for t in (q, pos, neg)]

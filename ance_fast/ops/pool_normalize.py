@@ -13,7 +13,7 @@ from torch import Tensor
 from ance_fast.errors import ConfigError
 from ance_fast.ops.dispatch import dispatch
 from ance_fast.ops.interchange import as_tensor
-from ance_fast.ops.pool_normalize_cpu import compute_pool, pool_forward
+from ance_fast.ops.pool_normalize_wiring import run_pool
 
 MODES = ("mean", "cls", "last", "max")
 NORMS = ("none", "l2", "layernorm")
@@ -50,16 +50,12 @@ def pool_normalize(
     _check(hidden, cu_seqlens, mode, norm, weight, bias, eps)
     out_dtype = out_dtype or hidden.dtype
     chosen = dispatch("pool_normalize", hidden.device, hidden.dtype, backend)
-    if chosen != "cpp":
+    if chosen in ("torch", "reference"):
         _check_offsets(cu_seqlens, hidden.shape[0])
         return pool_normalize_reference(
             hidden, cu_seqlens, mode=mode, norm=norm, weight=weight, bias=bias, eps=eps, out_dtype=out_dtype
         )
-    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (hidden, weight, bias))
-    # Going through the dispatcher costs several times the kernel itself, which encoding without gradients need not pay.
-    plain = not (save or torch.compiler.is_compiling()) and type(hidden) is Tensor
-    run = compute_pool if plain else pool_forward
-    return run(hidden, cu_seqlens, weight, bias, mode, norm, eps, out_dtype, save)[0]
+    return run_pool(hidden, cu_seqlens, weight, bias, mode, norm, eps, out_dtype, chosen)
 
 
 def pool_head(

@@ -10,9 +10,14 @@ from torch import Tensor
 
 from ance_fast import _C
 from ance_fast.ops.contrastive_problem import Problem
+from ance_fast.ops.softmax_gradient_torch import finish
+
+__all__ = ["finish", "gradient", "statistics", "tile_gradient"]
 
 
-def gradient(logits: Tensor, scale: Tensor, problem: Problem, need: bool) -> tuple[Tensor, Tensor]:
+def gradient(
+    logits: Tensor, scale: Tensor, problem: Problem, need: bool, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Losses [R] of a block of rows with all their columns, and P - onehot [R, N] (in place) if needed."""
     losses = logits.new_empty(logits.shape[0])
     _C.softmax_gradient(

@@ -189,7 +189,7 @@ def test_small_gradients_of_a_large_batch_survive_in_fp16():
 
 
 def test_a_row_whose_candidates_are_all_masked_has_loss_zero_and_finite_gradients():
-    for backend in ("cpp", "torch", "reference"):
+    for backend in ("cpp", "torch", "triton", "reference"):
         q, p = torch.randn(2, 3, requires_grad=True), torch.randn(2, 3, requires_grad=True)
         loss = contrastive_loss(q, p, doc_ids=torch.tensor([4, 4]), backend=backend)
         assert loss.item() == 0
@@ -249,7 +249,7 @@ def small_tiles(monkeypatch):
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(problem=problems(), both=st.booleans(), scale=st.sampled_from([1.7, 0.0, -0.9]), seed=st.integers(0, 99))
-@pytest.mark.parametrize("backend", ["cpp", "torch"])
+@pytest.mark.parametrize("backend", ["cpp", "torch", "triton"])
 def test_column_tiles_give_what_whole_rows_give(small_tiles, backend, problem, both, scale, seed):
     draw = torch.Generator().manual_seed(seed)
     leaves = [torch.randn(n, 5, generator=draw, requires_grad=True) for n in problem[:2]]
@@ -376,7 +376,7 @@ def test_a_double_backward_raises_and_the_reference_allows_it():
     assert q.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("backend", ["cpp", "torch"])
+@pytest.mark.parametrize("backend", ["cpp", "torch", "triton"])
 @pytest.mark.parametrize("both", [False, True])
 @pytest.mark.parametrize("need", [False, True])
 def test_the_custom_op_passes_opcheck(backend, both, need):

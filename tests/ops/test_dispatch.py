@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import os
 
 import pytest
 import torch
@@ -28,15 +30,36 @@ def test_describe_names_a_backend_and_a_reason_for_every_op_and_device():
     assert set(report) == set(dispatch.BACKENDS)
     for devices in report.values():
         assert set(devices) == {"cpu", "cuda"}
-        assert devices["cuda"].backend == "torch"
-        assert "GPU kernel not built yet" in devices["cuda"].reason
+        assert devices["cpu"].backend in ("cpp", "torch")
+    unbuilt = {op for op, devices in report.items() if "GPU kernel not built yet" in devices["cuda"].reason}
+    assert unbuilt == {"topk_inner_product", "encoder_layer"}
     assert report["pool_normalize"]["cpu"].backend == "cpp"
 
 
-def test_a_gpu_without_a_kernel_is_not_a_fallback(monkeypatch):
+def test_an_op_without_a_gpu_kernel_is_not_a_fallback(monkeypatch):
     monkeypatch.setenv("ANCE_FAST_STRICT", "1")
-    for op in dispatch.BACKENDS:
-        assert dispatch.choose(op, "cuda", torch.float32).backend == "torch"
+    assert dispatch.choose("topk_inner_product", "cuda", torch.float32).backend == "torch"
+
+
+def test_a_gpu_with_an_extension_built_without_cuda_uses_triton_and_says_so(monkeypatch):
+    monkeypatch.delenv("ANCE_FAST_STRICT", raising=False)
+    table = [
+        dataclasses.replace(backend, missing=lambda: "the extension was built without CUDA")
+        if backend.name == "cuda"
+        else backend
+        for backend in dispatch.BACKENDS["pool_normalize"]
+    ]
+    monkeypatch.setattr(dispatch, "BACKENDS", dispatch.BACKENDS | {"pool_normalize": tuple(table)})
+    choice = dispatch.choose("pool_normalize", "cuda", torch.bfloat16)
+    assert choice.backend == "triton"
+    assert "the extension was built without CUDA" in choice.reason
+
+
+def test_interpreted_kernels_run_on_the_cpu_only_when_asked_for(monkeypatch):
+    for op in ("pool_normalize", "contrastive_loss", "pairwise_loss"):
+        assert dispatch.choose(op, "cpu", torch.float32).backend != "triton"
+        if os.environ.get("TRITON_INTERPRET") == "1":
+            assert dispatch.choose(op, "cpu", torch.float32, "triton").backend == "triton"
 
 
 def test_float64_goes_to_torch_even_in_strict_mode(monkeypatch):

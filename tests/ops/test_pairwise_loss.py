@@ -125,15 +125,16 @@ def test_a_double_backward_raises():
         grad.sum().backward()
 
 
+@pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("need", [False, True])
-def test_the_custom_op_passes_opcheck(masked, need):
+def test_the_custom_op_passes_opcheck(backend, masked, need):
     leaves = leaves_of(3, 2, 4, torch.float32)
     if not need:
         leaves = [leaf.detach() for leaf in leaves]
     mask = torch.tensor([[True, False], [False, False], [True, True]]) if masked else None
     scale = torch.tensor(2.0, requires_grad=need)
-    torch.library.opcheck(torch.ops.ance_fast.pairwise_loss.default, (*leaves, scale, mask, need))
+    torch.library.opcheck(torch.ops.ance_fast.pairwise_loss.default, (*leaves, scale, mask, need, backend))
 
 
 def test_it_compiles_into_one_graph_with_its_gradient():

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from ance_fast.errors import ConfigError
 from ance_fast.ops import pool_head, pool_normalize
 from ance_fast.ops.pool_normalize import MODES, NORMS, pool_normalize_reference
-from ance_fast.ops.pool_normalize_cpu import pool_backward, pool_forward
+from ance_fast.ops.pool_normalize_wiring import pool_backward, pool_forward
 
 
 def offsets(*lengths: int) -> torch.Tensor:
@@ -126,7 +126,8 @@ def test_nothing_is_saved_when_no_gradient_is_wanted():
     hidden = torch.randn(3, 4)
     with torch.inference_mode():
         assert pool_normalize(hidden, offsets(3)).shape == (1, 4)
-    _, pooled, stats, argmax = pool_forward(hidden, offsets(3), None, None, "mean", "l2", 1e-12, torch.float32, False)
+    settings = ("mean", "l2", 1e-12, torch.float32, "cpp", False)
+    _, pooled, stats, argmax = pool_forward(hidden, offsets(3), None, None, *settings)
     assert pooled.numel() == stats.numel() == argmax.numel() == 0
 
 
@@ -142,20 +143,21 @@ def test_a_double_backward_raises_instead_of_leaving_the_second_derivative_out()
     assert hidden.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("backend", ["cpp", "triton"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("norm", NORMS)
-def test_the_custom_ops_pass_opcheck(mode, norm):
+def test_the_custom_ops_pass_opcheck(backend, mode, norm):
     parameters = [torch.randn(4, requires_grad=True) if norm == "layernorm" else None for _ in range(2)]
     hidden, cu = torch.randn(5, 4, requires_grad=True), offsets(2, 0, 3)
     arguments = (hidden, cu, *parameters, mode, norm, 1e-12)
-    torch.library.opcheck(pool_forward, (*arguments, torch.float32, True))
+    torch.library.opcheck(pool_forward, (*arguments, torch.float32, backend, True))
     torch.library.opcheck(
-        pool_forward, (hidden.detach(), *arguments[1:2], None, None, mode, norm, 1e-12, torch.bfloat16, False)
+        pool_forward, (hidden.detach(), cu, None, None, mode, norm, 1e-12, torch.float16, backend, False)
     )
     with torch.no_grad():
-        saved = [t.detach() for t in pool_forward(*arguments, torch.float32, True)]
+        saved = [t.detach() for t in pool_forward(*arguments, torch.float32, backend, True)]
     weight = None if parameters[0] is None else parameters[0].detach()
-    call = (torch.randn(3, 4), cu, weight, *saved, mode, norm, 1e-12, 5, norm == "layernorm")
+    call = (torch.randn(3, 4), cu, weight, *saved, mode, norm, 1e-12, 5, norm == "layernorm", torch.float32, backend)
     torch.library.opcheck(pool_backward, call, test_utils=("test_schema", "test_faketensor"))
 
 
@@ -186,7 +188,7 @@ def test_it_compiles_into_one_graph_with_its_gradient():
         ({"weight": torch.ones(3)}, "weight belongs to norm='layernorm'"),
         ({"norm": "layernorm", "bias": torch.ones(2)}, r"bias must be \[3\], got \[2\]"),
         ({"norm": "layernorm", "bias": torch.ones(3, device="meta")}, "bias is on meta"),
-        ({"backend": "cuda"}, "it must be one of auto, cpp, torch, reference"),
+        ({"backend": "gpu"}, "it must be one of auto, cpp, cuda, triton, torch, reference"),
     ],
 )
 def test_a_wrong_argument_is_named(changes, message):
