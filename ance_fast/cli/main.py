@@ -94,11 +94,12 @@ def _fail(message: str, status: int) -> None:
 
 
 def _silence_libraries() -> None:
-    """What transformers, FAISS and PyTorch say while loading is about them, not about the user's data."""
-    import transformers.utils.logging as transformers_logging
+    """What transformers, FAISS and PyTorch say while loading is about them, not about the user's data.
 
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    By environment variables: importing transformers takes longer than most commands that do not need it.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
