@@ -21,7 +21,7 @@ from torch import Tensor
 from ance_fast.errors import ConfigError
 from ance_fast.ops.contrastive_chunks import chunked_loss
 from ance_fast.ops.contrastive_problem import Ragged, build_problem, transpose
-from ance_fast.ops.loss_wiring import accumulate_dtype
+from ance_fast.ops.loss_wiring import accumulate_dtype, without_autocast
 
 
 def group_loss(
@@ -89,7 +89,7 @@ def _compute(
 ) -> tuple[Tensor, ...]:
     backend, chunk_rows, bidirectional, need = options
     dtype = accumulate_dtype(q)
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         factor = scale.to(dtype)
         queries, passages = _gather(q.to(dtype), group), _gather(p.to(dtype), group)
         everyone = _gather_lists((targets[0], targets[1] + passages.begin), group)

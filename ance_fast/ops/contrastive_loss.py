@@ -32,6 +32,7 @@ from ance_fast.ops.loss_wiring import (
     differentiate_once,
     scale_tensor,
     softplus,
+    without_autocast,
 )
 
 
@@ -133,7 +134,7 @@ def contrastive_loss_reference(
 ) -> Tensor:
     """What `contrastive_loss` computes, over the whole [B, N] matrix, in plain differentiable torch."""
     dtype = accumulate_dtype(q)
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         logits = scale_tensor(scale).to(dtype) * (q.to(dtype) @ p.to(dtype).T)
     offsets, columns = target_lists(labels, q, p)
     rows = expand(offsets, columns.shape[0])
@@ -182,7 +183,7 @@ def _compute(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss and, if needed, its gradients in q, p and scale in the accumulation dtype (else empty)."""
     dtype = accumulate_dtype(q)
-    with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         # On a GPU the products read half precision as it is and give fp32 all the same.
         read_as = q.dtype if q.is_cuda and backend == "triton" else dtype
         operand_q, operand_p, factor = q.to(read_as), p.to(read_as), scale.to(dtype)

@@ -122,25 +122,29 @@ def choose(op: str, device: torch.device | str, dtype: torch.dtype, backend: str
     Raises ConfigError for an unknown or unavailable forced backend, and for a fallback under ANCE_FAST_STRICT=1.
     """
     kind = torch.device(device).type
-    candidates = BACKENDS[op]
+    selected, missing = _select(op, kind, dtype, backend)
+    return Choice(selected.name, f"fallback: {missing}" if missing else selected.reason(kind))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def dispatch(op: str, device: torch.device, dtype: torch.dtype, backend: str) -> str:
+    """`choose`, counted. Under torch.compile it runs, and counts, once when the graph is traced."""
+    name = _select(op, device.type, dtype, backend)[0].name
+    _COUNTS[op, device.type, name] += 1
+    return name
+
+
+def _select(op: str, kind: str, dtype: torch.dtype, backend: str) -> tuple[Backend, str | None]:
+    """The backend, and what a better one lacks here if this is a fallback."""
     if backend != "auto":
-        for candidate in candidates:
-            if candidate.name == backend:
-                unserved = None if kind in candidate.by_name else _unserved(candidate, kind, dtype)
-                problem = unserved or candidate.missing()
-                if problem:
-                    raise ConfigError(f"{op}: backend {backend!r} is not available: {problem}")
-                return Choice(backend, candidate.reason(kind))
-        names = ", ".join(["auto", *(candidate.name for candidate in candidates)])
-        raise ConfigError(f"{op}: backend is {backend!r}; it must be one of {names}")
+        return _forced(op, kind, dtype, backend), None
     missing: str | None = None
-    for candidate in candidates:
+    for candidate in BACKENDS[op]:
         if _unserved(candidate, kind, dtype):
             continue
         problem = candidate.missing()
         if problem is None:
-            reason = candidate.reason(kind)
-            return Choice(candidate.name, f"fallback: {missing}" if missing else reason)
+            return candidate, missing
         missing = problem
         if os.environ.get("ANCE_FAST_STRICT") == "1":
             raise ConfigError(f"{op}: backend {candidate.name!r} is missing and ANCE_FAST_STRICT=1: {problem}")
@@ -148,12 +152,16 @@ def choose(op: str, device: torch.device | str, dtype: torch.dtype, backend: str
     raise ConfigError(f"{op}: no backend for {dtype} on {kind}")
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def dispatch(op: str, device: torch.device, dtype: torch.dtype, backend: str) -> str:
-    """`choose`, counted. Under torch.compile it runs, and counts, once when the graph is traced."""
-    name = choose(op, device, dtype, backend).backend
-    _COUNTS[op, device.type, name] += 1
-    return name
+def _forced(op: str, kind: str, dtype: torch.dtype, backend: str) -> Backend:
+    for candidate in BACKENDS[op]:
+        if candidate.name == backend:
+            unserved = None if kind in candidate.by_name else _unserved(candidate, kind, dtype)
+            problem = unserved or candidate.missing()
+            if problem:
+                raise ConfigError(f"{op}: backend {backend!r} is not available: {problem}")
+            return candidate
+    names = ", ".join(["auto", *(candidate.name for candidate in BACKENDS[op])])
+    raise ConfigError(f"{op}: backend is {backend!r}; it must be one of {names}")
 
 
 def dispatch_counts() -> dict[str, int]:

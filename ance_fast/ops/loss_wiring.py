@@ -6,6 +6,7 @@ backward pass multiplies them by the upstream gradient, into new tensors where t
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,13 @@ from ance_fast.errors import ConfigError
 def accumulate_dtype(tensor: Tensor) -> torch.dtype:
     """fp64 for fp64, else fp32: scores of ANCE are near 700, where a bf16 step is 4."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Autocast off; entering the context costs more than a small kernel, so only where it is on."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def softplus(x: Tensor) -> Tensor:

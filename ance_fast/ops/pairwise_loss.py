@@ -19,6 +19,7 @@ from ance_fast.ops.loss_wiring import (
     differentiate_once,
     scale_tensor,
     softplus,
+    without_autocast,
 )
 
 
@@ -75,7 +76,7 @@ def pairwise_loss_reference(
 ) -> Tensor:
     """What `pairwise_loss` computes, in plain differentiable torch; fp64 inputs are computed in fp64."""
     dtype = accumulate_dtype(q)
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         q, pos, neg = q.to(dtype), pos.to(dtype), neg.to(dtype)
         valid = torch.ones_like(neg[:, :, 0], dtype=torch.bool) if mask is None else mask
         neg = torch.where(valid[:, :, None], neg, neg.new_zeros(()))
@@ -95,7 +96,7 @@ def _compute(
         loss, grad_q, grad_pos, grad_neg, grad_scale = compute_pairwise(q, pos, neg, scale, mask, need_grad)
         return loss, grad_q, grad_pos, grad_neg, grad_scale.to(scale.device)
     dtype = accumulate_dtype(q)
-    with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         q, pos, neg = q.to(dtype), pos.to(dtype), neg.to(dtype)
         factor = scale.to(dtype)
         batch, negatives = neg.shape[:2]
