@@ -114,11 +114,24 @@ def contrastive_loss(
             q, p, labels=targets, doc_ids=doc_ids, positives=positives, scale=scale, bidirectional=bidirectional
         )
     recording = torch.is_grad_enabled()
-    need_q = recording and (q.requires_grad or factor.requires_grad)  # the gradient of scale is read off that of q
+    need_scale = recording and factor.requires_grad
+    need_q = need_scale or (recording and q.requires_grad)  # the gradient of scale is read off that of q
     need_p = recording and p.requires_grad
     offsets, documents = positives if positives is not None else (None, None)
     return _run(
-        q, p, factor, *targets, doc_ids, offsets, documents, chosen, chunk_rows or 0, bidirectional, need_q, need_p
+        q,
+        p,
+        factor,
+        *targets,
+        doc_ids,
+        offsets,
+        documents,
+        chosen,
+        chunk_rows or 0,
+        bidirectional,
+        need_q,
+        need_p,
+        need_scale,
     )
 
 
@@ -180,6 +193,7 @@ def _compute(
     bidirectional: bool,
     need_q: bool,
     need_p: bool,
+    need_scale: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss and, if needed, its gradients in q, p and scale in the accumulation dtype (else empty)."""
     dtype = accumulate_dtype(q)
@@ -215,8 +229,9 @@ def _compute(
                 grad_p.index_add_(0, anchors, grad_anchors, alpha=1 / (2 * count * weight))
         # d loss / d scale = sum_ij (P - onehot)_ij (q p^T)_ij = sum_i q_i . (the unscaled gradient of q)_i
         grad_scale = scale.new_empty(0, dtype=dtype)
-        if need_q:
+        if need_scale:
             grad_scale = (torch.dot(q.to(dtype).flatten(), grad_q.flatten()) * weight).to(scale.device)
+        if need_q:
             grad_q *= factor * weight
         if need_p:
             grad_p *= factor * weight
@@ -241,13 +256,14 @@ def _(
     bidirectional: bool,
     need_q: bool,
     need_p: bool,
+    need_scale: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtype = accumulate_dtype(q)
     return (
         q.new_empty((), dtype=dtype),
         q.new_empty(q.shape if need_q else (0,), dtype=dtype),
         p.new_empty(p.shape if need_p else (0,), dtype=dtype),
-        scale.new_empty(() if need_q else (0,), dtype=dtype),
+        scale.new_empty(() if need_scale else (0,), dtype=dtype),
     )
 
 

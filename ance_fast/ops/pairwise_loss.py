@@ -67,8 +67,9 @@ def pairwise_loss(
     if chosen == "reference":
         return pairwise_loss_reference(q, pos, neg, scale=scale, mask=mask)
     factor = scale_tensor(scale)
-    need = torch.is_grad_enabled() and any(t.requires_grad for t in (q, pos, neg, factor))
-    return _run(q, pos, neg, factor, mask, need, chosen)
+    need_scale = torch.is_grad_enabled() and factor.requires_grad
+    need = need_scale or (torch.is_grad_enabled() and any(t.requires_grad for t in (q, pos, neg)))
+    return _run(q, pos, neg, factor, mask, need, need_scale, chosen)
 
 
 def pairwise_loss_reference(
@@ -87,14 +88,23 @@ def pairwise_loss_reference(
 
 
 def _compute(
-    q: Tensor, pos: Tensor, neg: Tensor, scale: Tensor, mask: Tensor | None, need_grad: bool, backend: str
+    q: Tensor,
+    pos: Tensor,
+    neg: Tensor,
+    scale: Tensor,
+    mask: Tensor | None,
+    need_grad: bool,
+    need_scale: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Loss and, if needed, its gradients in the accumulation dtype (else empty)."""
     if backend == "triton":
         from ance_fast.ops.pairwise_loss_triton import compute_pairwise
 
         loss, grad_q, grad_pos, grad_neg, grad_scale = compute_pairwise(q, pos, neg, scale, mask, need_grad)
-        return loss, grad_q, grad_pos, grad_neg, grad_scale.to(scale.device)
+        # Moved only when wanted: a number is on the CPU, and moving its gradient there would wait for the device.
+        grad_scale = grad_scale.to(scale.device) if need_scale else scale.new_empty(0, dtype=loss.dtype)
+        return loss, grad_q, grad_pos, grad_neg, grad_scale
     dtype = accumulate_dtype(q)
     with without_autocast(q.device):
         q, pos, neg = q.to(dtype), pos.to(dtype), neg.to(dtype)
@@ -119,7 +129,9 @@ def _compute(
         grad_q = (torch.einsum("bh,bhd->bd", slope, neg) - total * pos) * step
         grad_pos = -total * q * step
         grad_neg = slope[:, :, None] * (q * step)[:, None, :]
-        grad_scale = ((slope * difference).sum() / max(batch, 1)).to(scale.device)
+        grad_scale = scale.new_empty(0, dtype=dtype)
+        if need_scale:
+            grad_scale = ((slope * difference).sum() / max(batch, 1)).to(scale.device)
         return loss, grad_q, grad_pos, grad_neg, grad_scale
 
 
@@ -128,7 +140,14 @@ _forward = torch.library.custom_op("ance_fast::pairwise_loss", _compute, mutates
 
 @_forward.register_fake
 def _(
-    q: Tensor, pos: Tensor, neg: Tensor, scale: Tensor, mask: Tensor | None, need_grad: bool, backend: str
+    q: Tensor,
+    pos: Tensor,
+    neg: Tensor,
+    scale: Tensor,
+    mask: Tensor | None,
+    need_grad: bool,
+    need_scale: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     dtype = accumulate_dtype(q)
     shapes = [t.shape if need_grad else (0,) for t in (q, pos, neg)]
@@ -137,7 +156,7 @@ def _(
         q.new_empty(shapes[0], dtype=dtype),
         q.new_empty(shapes[1], dtype=dtype),
         q.new_empty(shapes[2], dtype=dtype),
-        scale.new_empty(() if need_grad else (0,), dtype=dtype),
+        scale.new_empty(() if need_scale else (0,), dtype=dtype),
     )
 
 

@@ -384,9 +384,9 @@ def test_the_custom_op_passes_opcheck(backend, both, need):
     scale = torch.tensor(1.5, requires_grad=need)
     targets = csr([[0], [1, 5], [], [3]])
     op = torch.ops.ance_fast.contrastive_loss.default
-    torch.library.opcheck(op, (q, p, scale, *targets, None, None, None, backend, 0, both, need, need))
+    torch.library.opcheck(op, (q, p, scale, *targets, None, None, None, backend, 0, both, need, need, need))
     documents, positives = torch.tensor([1, 2, 3, 1, 9, 2]), csr([[9], [], [1, 44], []])
-    torch.library.opcheck(op, (q, p, scale, *targets, documents, *positives, backend, 3, both, need, need))
+    torch.library.opcheck(op, (q, p, scale, *targets, documents, *positives, backend, 3, both, need, need, need))
 
 
 def test_it_compiles_into_one_graph_with_its_gradient():

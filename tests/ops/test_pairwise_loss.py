@@ -134,7 +134,7 @@ def test_the_custom_op_passes_opcheck(backend, masked, need):
         leaves = [leaf.detach() for leaf in leaves]
     mask = torch.tensor([[True, False], [False, False], [True, True]]) if masked else None
     scale = torch.tensor(2.0, requires_grad=need)
-    torch.library.opcheck(torch.ops.ance_fast.pairwise_loss.default, (*leaves, scale, mask, need, backend))
+    torch.library.opcheck(torch.ops.ance_fast.pairwise_loss.default, (*leaves, scale, mask, need, need, backend))
 
 
 def test_it_compiles_into_one_graph_with_its_gradient():
