@@ -1,4 +1,4 @@
-# make demo | test | mutants | lint | bench | clean. Each sets up everything it needs in $(VENV) and reuses it the next time.
+# make demo | test | mutants | lint | bench | clean. Each sets up all it needs in $(VENV) and reuses it the next time.
 PYTHON ?= python3
 VENV ?= .venv
 FAISS ?= cpu

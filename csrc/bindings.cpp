@@ -197,8 +197,8 @@ void bind_encoder_kernels(py::module_& m) {
       py::arg("out"), py::arg("threads") = 1, py::arg("isa") = "auto");
 }
 
-// The lists after `scale`: target_offsets, target_columns, masked_offsets, masked_keys, key_offsets, key_columns; the last
-// four are None without masks.
+// The lists after `scale`: target_offsets, target_columns, masked_offsets, masked_keys, key_offsets, key_columns; the
+// last four are None without masks.
 SoftmaxBlock softmax_block(py::array& logits, int64_t column_begin, float scale, const py::args& lists) {
   check<float>(logits, "logits", {-1, -1});
   const int64_t rows = logits.shape(0), columns = logits.shape(1);
@@ -384,7 +384,7 @@ py::dict build_info() {
 }  // namespace ance_fast
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Compiled part of ance_fast: token packing and CPU kernels. Use it through ance_fast.ops and ance_fast.data.";
+  m.doc() = "Compiled part of ance_fast: token packing and kernels. Use it through ance_fast.ops and ance_fast.data.";
   m.def("build_info", &ance_fast::build_info);
   // Apart from build_info, which starts the CUDA driver to count devices: a later fork could not use it.
   m.def("best_isa", [] { return ance_fast::isa_name(ance_fast::best_isa()); });

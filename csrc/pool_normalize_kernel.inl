@@ -1,8 +1,8 @@
 // The kernels of pool_normalize.h, included once per instruction set after lanes.inl. Sixteen partial sums whatever the
 // register width, so that every instruction set adds in the same order.
 //
-// Only plain functions here: a template or
-// inline function of the standard library instantiated under a wider target could replace the portable copy.
+// Only plain functions here: a template or inline function of the standard library instantiated under a wider target
+// could replace the portable copy.
 
 ANCE_TARGET static float sum_of(const float* x, int64_t dim) {
   Lanes lanes = {};

@@ -60,7 +60,8 @@ ANCE_TARGET static float apply_scale(float* row, int64_t columns, float scale) {
 
 // Sets the columns hidden from row `r`, and its targets, to -inf.
 ANCE_TARGET static void leave_negatives(const SoftmaxBlock& b, int64_t r, float* row) {
-  for (int64_t m = b.masked_offsets ? b.masked_offsets[r] : 0; m < (b.masked_offsets ? b.masked_offsets[r + 1] : 0); ++m) {
+  const int64_t first = b.masked_offsets ? b.masked_offsets[r] : 0, last = b.masked_offsets ? b.masked_offsets[r + 1] : 0;
+  for (int64_t m = first; m < last; ++m) {
     const int64_t key = b.masked_keys[m];
     for (int64_t k = b.key_offsets[key]; k < b.key_offsets[key + 1]; ++k) {
       const int64_t column = b.key_columns[k] - b.column_begin;
@@ -84,12 +85,8 @@ ANCE_TARGET static void statistics_rows(const SoftmaxBlock& b, float* top, float
     }
     leave_negatives(b, r, row);
     const RowStatistics tile = statistics_of(row, b.columns, scale);
-    if (tile.top > top[r]) {
-      sum[r] = sum[r] * __builtin_expf(top[r] - tile.top) + tile.sum;
-      top[r] = tile.top;
-    } else if (tile.sum != 0.0f) {
-      sum[r] += tile.top == top[r] ? tile.sum : tile.sum * __builtin_expf(tile.top - top[r]);
-    }
+    top[r] = tile.top;
+    sum[r] = tile.sum;
   }
 }
 

@@ -70,8 +70,8 @@ def chunked_loss(
     tiling = Tiling(chunk_rows, columns) if chunk_rows else default_tiling(batch, columns, q.device)
     dtype = accumulate_dtype(q)
     losses = q.new_empty(batch, dtype=dtype)
-    grad_q = torch.empty_like(q, dtype=dtype) if need_q else losses.new_empty(0)
-    grad_p = torch.zeros_like(p, dtype=dtype) if need_p else losses.new_empty(0)
+    grad_q = q.new_empty(q.shape, dtype=dtype) if need_q else losses.new_empty(0)
+    grad_p = p.new_zeros(p.shape, dtype=dtype) if need_p else losses.new_empty(0)
     visit = _whole_rows if tiling.columns >= columns else _tiles
     for begin in range(0, batch, tiling.rows):
         end = min(begin + tiling.rows, batch)

@@ -12,7 +12,6 @@ of different size, and the mean of the ranks' losses is its loss.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,8 +19,8 @@ from torch import Tensor
 
 from ance_fast.errors import ConfigError
 from ance_fast.ops.contrastive_chunks import chunked_loss
-from ance_fast.ops.contrastive_problem import Ragged, build_problem, transpose
-from ance_fast.ops.loss_wiring import accumulate_dtype, without_autocast
+from ance_fast.ops.contrastive_problem import Ragged, build_problem, check_values, transpose
+from ance_fast.ops.loss_wiring import accumulate_dtype, differentiate_once, without_autocast
 
 
 def group_loss(
@@ -42,30 +41,10 @@ def group_loss(
     Collective: every rank of the group calls it, with the same options and the same tensors requiring gradients. Raises
     ConfigError, on every rank, if doc_ids or positives are given on some ranks only or widths or dtypes differ.
     """
-    _check_alike(q, doc_ids, positives, group)
+    check_values(targets, positives or (None, None), p.shape[0])
+    _check_alike(q, p, scale, doc_ids, positives, bidirectional, group)
     need = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (q, p, scale))
-    loss: Tensor = _GroupLoss.apply(
-        q, p, scale, targets, doc_ids, positives, group, (backend, chunk_rows, bidirectional, need)
-    )
-    return loss
-
-
-class _GroupLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, p: Tensor, scale: Tensor, *arguments: Any) -> Tensor:
-        loss, *gradients = _compute(q, p, scale, *arguments)
-        ctx.save_for_backward(*gradients)
-        ctx.dtypes = [tensor.dtype for tensor in (q, p, scale)]
-        return loss
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = (
-            (upstream.to(gradient.device) * gradient).to(dtype) if needed else None
-            for gradient, dtype, needed in zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad, strict=False)
-        )
-        return (*scaled, *(None,) * 5)
+    return _run(q, p, scale, targets, doc_ids, positives, group, (backend, chunk_rows, bidirectional, need))
 
 
 @dataclass(frozen=True)
@@ -148,6 +127,9 @@ def _compute(
         )
 
 
+_run = differentiate_once(_compute, gradients=3)
+
+
 def _product(a: Tensor, b: Tensor) -> Tensor:
     return torch.dot(a.flatten(), b.flatten())
 
@@ -183,16 +165,28 @@ def _sum_onto_owner(gradient: Tensor, rows: _Gathered, group: dist.ProcessGroup)
     return gradient[rows.begin : rows.end].clone()
 
 
-def _check_alike(q: Tensor, doc_ids: Tensor | None, positives: Ragged | None, group: dist.ProcessGroup) -> None:
-    facts = [q.shape[1], doc_ids is not None, positives is not None, _DTYPES.index(q.dtype)]
-    own = torch.tensor(facts, dtype=torch.int64, device=q.device)
+def _check_alike(
+    q: Tensor,
+    p: Tensor,
+    scale: Tensor,
+    doc_ids: Tensor | None,
+    positives: Ragged | None,
+    bidirectional: bool,
+    group: dist.ProcessGroup,
+) -> None:
+    """Ranks that differ in any of this would wait for each other for ever, or exchange what does not fit."""
+    need = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (q, p, scale))
+    flags = (doc_ids is not None, positives is not None, bidirectional, need)
+    own = torch.tensor([q.shape[1], _DTYPES.index(q.dtype), *flags], dtype=torch.int64, device=q.device)
     everyone = [torch.empty_like(own) for _ in range(group.size())]
     dist.all_gather(everyone, own, group=group)
-    if any(other.tolist() != own.tolist() for other in everyone):
+    facts = [other.tolist() for other in everyone]
+    if any(other != facts[0] for other in facts):
+        names = ("doc_ids", "positives", "bidirectional", "gradients")
         described = [
-            f"rank {rank}: width {width}, {_DTYPES[kind]}, doc_ids {'yes' if documents else 'no'}, "
-            f"positives {'yes' if known else 'no'}"
-            for rank, (width, documents, known, kind) in enumerate(other.tolist() for other in everyone)
+            f"rank {rank}: width {width}, {_DTYPES[kind]}, "
+            + ", ".join(f"{name} {'yes' if flag else 'no'}" for name, flag in zip(names, others, strict=True))
+            for rank, (width, kind, *others) in enumerate(facts)
         ]
         raise ConfigError("the ranks of process_group must call contrastive_loss alike; " + "; ".join(described))
 

@@ -19,6 +19,7 @@ from ance_fast.ops.contrastive_problem import (
     build_problem,
     check_index,
     check_ragged,
+    check_values,
     expand,
     target_lists,
     transpose,
@@ -91,7 +92,7 @@ def contrastive_loss(
     if positives is not None:
         if doc_ids is None:
             raise ConfigError("positives lists documents, so doc_ids must say which document each column holds")
-        check_ragged("positives", positives, q)
+        positives = check_ragged("positives", positives, q)
     factor = scale_tensor(scale)
     chosen = dispatch("contrastive_loss", q.device, q.dtype, backend)
     if process_group is not None:
@@ -110,6 +111,7 @@ def contrastive_loss(
             bidirectional=bidirectional,
         )
     if chosen == "reference":
+        check_values(targets, positives or (None, None), p.shape[0])
         return contrastive_loss_reference(
             q, p, labels=targets, doc_ids=doc_ids, positives=positives, scale=scale, bidirectional=bidirectional
         )
@@ -196,6 +198,7 @@ def _compute(
     need_scale: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss and, if needed, its gradients in q, p and scale in the accumulation dtype (else empty)."""
+    check_values((target_offsets, target_columns), (positive_offsets, positive_documents), p.shape[0])
     dtype = accumulate_dtype(q)
     with without_autocast(q.device):
         # On a GPU the products read half precision as it is and give fp32 all the same.
@@ -267,4 +270,4 @@ def _(
     )
 
 
-_run = differentiate_once(_forward, _compute, gradients=3)
+_run = differentiate_once(_compute, gradients=3, op=_forward)

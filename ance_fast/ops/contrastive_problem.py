@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ance_fast.errors import ConfigError
+from ance_fast.ops.interchange import as_tensor
 
 Ragged = tuple[Tensor, Tensor]  # CSR: offsets int64 [rows + 1], values int64
 
@@ -23,19 +24,13 @@ def target_lists(labels: Tensor | Ragged | None, q: Tensor, p: Tensor) -> Ragged
         if columns < batch:
             raise ConfigError(f"without labels row i's target is column i, but p has {columns} rows for {batch} of q")
         return every, every[:-1].clone()
-    if isinstance(labels, Tensor):
+    if not isinstance(labels, tuple):
+        labels = as_tensor("labels", labels)
         check_index("labels", labels, q)
         if labels.shape[0] != batch:
             raise ConfigError(f"labels must have one entry for each of the {batch} rows of q, got {labels.shape[0]}")
-        labels = (every, labels)
-    else:
-        check_ragged("labels", labels, q)
-    values = labels[1]
-    if values.numel() and values.device.type == "cpu" and not torch.compiler.is_compiling():
-        low, high = int(values.min()), int(values.max())
-        if low < 0 or high >= columns:
-            raise ConfigError(f"labels must be columns 0 .. {columns - 1} of p, got {low if low < 0 else high}")
-    return labels
+        return every, labels
+    return check_ragged("labels", labels, q)
 
 
 def check_index(name: str, tensor: Tensor | None, q: Tensor) -> None:
@@ -47,18 +42,33 @@ def check_index(name: str, tensor: Tensor | None, q: Tensor) -> None:
         )
 
 
-def check_ragged(name: str, ragged: Ragged, q: Tensor) -> None:
+def check_ragged(name: str, ragged: Ragged, q: Tensor) -> Ragged:
     if len(ragged) != 2:
         raise ConfigError(f"{name} must be a pair (offsets, values)")
-    offsets, values = ragged
+    offsets, values = (as_tensor(name, array) for array in ragged)
     check_index(f"{name} offsets", offsets, q)
     check_index(f"{name} values", values, q)
     if offsets.shape[0] != q.shape[0] + 1:
         raise ConfigError(f"{name} offsets must have {q.shape[0] + 1} entries, got {offsets.shape[0]}")
-    if offsets.device.type != "cpu" or torch.compiler.is_compiling():
+    return offsets, values
+
+
+def check_values(targets: Ragged, positives: tuple[Tensor | None, Tensor | None], columns: int) -> None:
+    """Raise ConfigError for offsets or columns that a kernel would follow out of its arrays.
+
+    On the CPU only: a look at device memory would wait for it.
+    """
+    if targets[0].device.type != "cpu":
         return
-    if int(offsets[0]) != 0 or int(offsets[-1]) != values.shape[0] or bool((offsets.diff() < 0).any()):
-        raise ConfigError(f"{name} offsets must rise from 0 to its {values.shape[0]} values")
+    for name, (offsets, values) in (("labels", targets), ("positives", positives)):
+        if offsets is None or values is None:
+            continue
+        if int(offsets[0]) != 0 or int(offsets[-1]) != values.shape[0] or bool((offsets.diff() < 0).any()):
+            raise ConfigError(f"{name} offsets must rise from 0 to its {values.shape[0]} values")
+    if targets[1].numel():
+        low, high = int(targets[1].min()), int(targets[1].max())
+        if low < 0 or high >= columns:
+            raise ConfigError(f"labels must be columns 0 .. {columns - 1} of p, got {low if low < 0 else high}")
 
 
 def expand(offsets: Tensor, total: int) -> Tensor:
@@ -95,6 +105,7 @@ def build_problem(
     targets: Ragged, doc_ids: Tensor | None, positive_offsets: Tensor | None, positive_documents: Tensor | None
 ) -> Problem:
     """Rows against columns: keys are documents, and a row masks those of its targets and its positives."""
+    targets = (targets[0].contiguous(), targets[1].contiguous())  # kernels take addresses
     if doc_ids is None:
         return Problem(targets, None)
     columns = doc_ids.shape[0]

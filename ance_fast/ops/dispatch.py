@@ -123,7 +123,7 @@ def choose(op: str, device: torch.device | str, dtype: torch.dtype, backend: str
     """
     kind = torch.device(device).type
     selected, missing = _select(op, kind, dtype, backend)
-    return Choice(selected.name, f"fallback: {missing}" if missing else selected.reason(kind))
+    return Choice(selected.name, f"fallback: {missing}; {selected.reason(kind)}" if missing else selected.reason(kind))
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -56,17 +56,17 @@ def scale_tensor(scale: float | Tensor) -> Tensor:
 
 
 @torch.library.custom_op("ance_fast::scaled_gradient", mutates_args=())
-def scaled_gradient(upstream: Tensor, gradient: Tensor, loss: Tensor, dtype: torch.dtype) -> Tensor:
+def scaled_gradient(upstream: Tensor, gradient: Tensor, tie: Tensor, dtype: torch.dtype) -> Tensor:
     """upstream (0-dim) * gradient, as a new tensor of `dtype`.
 
-    `loss` only ties the result to the inputs of the loss: without it a double backward would find no path to them and
-    silently leave out the second derivative instead of raising.
+    `tie`, an output of the loss, only ties the result to its inputs: without it a double backward would find no path to
+    them and silently leave out the second derivative instead of raising.
     """
     return (upstream.to(gradient.device) * gradient).to(dtype)
 
 
 @scaled_gradient.register_fake
-def _(upstream: Tensor, gradient: Tensor, loss: Tensor, dtype: torch.dtype) -> Tensor:
+def _(upstream: Tensor, gradient: Tensor, tie: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(gradient, dtype=dtype)
 
 
@@ -80,15 +80,17 @@ def _no_second_derivative(ctx: Any, *_: Any) -> None:
 scaled_gradient.register_autograd(_no_second_derivative)
 
 
-def differentiate_once(op: Any, compute: Callable[..., tuple[Tensor, ...]], *, gradients: int) -> Callable[..., Tensor]:
+def differentiate_once(
+    compute: Callable[..., tuple[Tensor, ...]], *, gradients: int, op: Any = None
+) -> Callable[..., Tensor]:
     """Autograd for a loss that returns (loss, a gradient for each of its first `gradients` inputs or an empty tensor).
 
-    Registers it for the custom op `op`, and returns the function to call: the op under torch.compile, `compute` without
-    the dispatcher, which costs more than a small loss, in eager mode.
+    Returns the function to call: `compute` without the dispatcher, which costs more than a small loss, in eager mode,
+    and the custom op `op`, whose autograd is registered here, under torch.compile.
     """
 
-    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*output)
+    def save(ctx: Any, inputs: tuple[Any, ...], saved: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*saved)
         ctx.dtypes = [tensor.dtype for tensor in inputs[:gradients]]
         ctx.others = len(inputs) - gradients
 
@@ -97,40 +99,46 @@ def differentiate_once(op: Any, compute: Callable[..., tuple[Tensor, ...]], *, g
         save(ctx, inputs, output)
 
     def backward(scale: Callable[..., Tensor], ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        loss, *saved = ctx.saved_tensors
+        tie, *saved = ctx.saved_tensors
         scaled = (
-            scale(upstream, gradient, loss, dtype) if needed else None
+            scale(upstream, gradient, tie, dtype) if needed else None
             for gradient, dtype, needed in zip(saved, ctx.dtypes, ctx.needs_input_grad, strict=False)
         )
         return (*scaled, *(None,) * ctx.others)
 
-    op.register_autograd(lambda ctx, upstream, *_: backward(scaled_gradient, ctx, upstream), setup_context=setup)
+    if op is not None:
+        op.register_autograd(lambda ctx, upstream, *_: backward(scaled_gradient, ctx, upstream), setup_context=setup)
 
     class Eager(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> Tensor:
-            output = compute(*inputs)
-            save(ctx, inputs, output)
-            return output[0]
+        def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+            loss, *found = compute(*inputs)
+            # An output that nobody can change in place, as trainers do with the loss.
+            tie = loss.new_empty(0)
+            ctx.set_materialize_grads(False)
+            save(ctx, inputs, (tie, *found))
+            return loss, tie
 
         @staticmethod
-        def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        def backward(ctx: Any, upstream: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+            if upstream is None:
+                return (None,) * (gradients + ctx.others)
             return backward(_scale_once, ctx, upstream)
 
     def call(*inputs: Any) -> Tensor:
-        if torch.compiler.is_compiling() or type(inputs[0]) not in (Tensor, torch.nn.Parameter):
+        if op is not None and (torch.compiler.is_compiling() or type(inputs[0]) not in (Tensor, torch.nn.Parameter)):
             return op(*inputs)[0]
         if torch.is_grad_enabled() and any(t.requires_grad for t in inputs[:gradients]):
-            return Eager.apply(*inputs)
+            return Eager.apply(*inputs)[0]
         return compute(*inputs)[0]
 
     return call
 
 
-def _scale_once(upstream: Tensor, gradient: Tensor, loss: Tensor, dtype: torch.dtype) -> Tensor:
+def _scale_once(upstream: Tensor, gradient: Tensor, tie: Tensor, dtype: torch.dtype) -> Tensor:
     """`scaled_gradient`, in place where no other backward pass can follow: a copy as large as q and p less."""
     if torch.is_grad_enabled() or _graph_is_kept():
-        return scaled_gradient(upstream, gradient, loss, dtype)
+        return scaled_gradient(upstream, gradient, tie, dtype)
     return gradient.mul_(upstream.to(gradient.device)).to(dtype)
 
 

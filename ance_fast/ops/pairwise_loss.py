@@ -132,7 +132,8 @@ def _compute(
         grad_scale = scale.new_empty(0, dtype=dtype)
         if need_scale:
             grad_scale = ((slope * difference).sum() / max(batch, 1)).to(scale.device)
-        return loss, grad_q, grad_pos, grad_neg, grad_scale
+        # Contiguous whatever the strides of the inputs, as the fake kernel says.
+        return loss, grad_q.contiguous(), grad_pos.contiguous(), grad_neg.contiguous(), grad_scale
 
 
 _forward = torch.library.custom_op("ance_fast::pairwise_loss", _compute, mutates_args=())
@@ -160,4 +161,4 @@ def _(
     )
 
 
-_run = differentiate_once(_forward, _compute, gradients=4)
+_run = differentiate_once(_compute, gradients=4, op=_forward)

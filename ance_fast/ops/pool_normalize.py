@@ -77,6 +77,7 @@ def pool_head(
     The defaults are the head of ANCE (first token, Linear, LayerNorm; Xiong et al. 2021). head_weight [E, D], head_bias
     [E], weight and bias [E]. Returns [B, E]; an empty sequence gives zeros and no gradient. Errors as `pool_normalize`.
     """
+    hidden, cu_seqlens = as_tensor("hidden", hidden), as_tensor("cu_seqlens", cu_seqlens)
     if head_weight.ndim != 2 or hidden.ndim != 2 or head_weight.shape[1] != hidden.shape[1]:
         raise ConfigError(
             f"head_weight must be [E, D] with D of hidden; got {list(head_weight.shape)} for {list(hidden.shape)}"

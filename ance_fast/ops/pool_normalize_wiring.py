@@ -33,7 +33,7 @@ def run_pool(
     if torch.compiler.is_compiling() or type(hidden) not in (Tensor, torch.nn.Parameter):
         return pool_forward(*arguments, save)[0]
     if save:
-        return _Eager.apply(*arguments)
+        return _Eager.apply(*arguments)[0]
     return _forward(*arguments, save=False)[0]
 
 
@@ -110,8 +110,8 @@ def pool_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients: of hidden [T, D] in `dtype`, and fp32 of weight and bias [D] (empty unless with_parameters).
 
-    `out` only ties the gradients to the inputs of the op: without it a double backward would silently leave out their
-    second derivative instead of raising. It is kept because hidden, T rows instead of B, need not be.
+    `out`, an output of the op, only ties the gradients to its inputs: without it a double backward would silently leave
+    out their second derivative instead of raising.
     """
     return _backward(
         grad_out,
@@ -161,9 +161,9 @@ def _(
     )
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], saved: tuple[Tensor, ...]) -> None:
     hidden, cu_seqlens, weight, bias, mode, norm, eps, _, backend, *_ = inputs
-    ctx.save_for_backward(cu_seqlens, weight, *output)
+    ctx.save_for_backward(cu_seqlens, weight, *saved)
     ctx.settings, ctx.backend = (mode, norm, eps), backend
     ctx.tokens, ctx.dtype = hidden.shape[0], hidden.dtype
     ctx.weight_dtype = None if weight is None else weight.dtype
@@ -201,12 +201,17 @@ pool_backward.register_autograd(_no_second_derivative)
 
 class _Eager(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _forward(*(*inputs, True))
-        _save(ctx, inputs, output)
-        return output[0]
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        out, *saved = _forward(*(*inputs, True))
+        # An output that nobody can change in place, as callers may do with `out`.
+        tie = out.new_empty(0)
+        ctx.set_materialize_grads(False)
+        _save(ctx, inputs, (tie, *saved))
+        return out, tie
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_out is None:
+            return (None,) * 9
         run = pool_backward if torch.is_grad_enabled() else _backward
         return (*_differentiate(ctx, grad_out, run), *(None,) * 5)

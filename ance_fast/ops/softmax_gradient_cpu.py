@@ -15,9 +15,7 @@ from ance_fast.ops.softmax_gradient_torch import finish
 __all__ = ["finish", "gradient", "statistics", "tile_gradient"]
 
 
-def gradient(
-    logits: Tensor, scale: Tensor, problem: Problem, need: bool, out: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def gradient(logits: Tensor, scale: Tensor, problem: Problem, need: bool) -> tuple[Tensor, Tensor]:
     """Losses [R] of a block of rows with all their columns, and P - onehot [R, N] (in place) if needed."""
     losses = logits.new_empty(logits.shape[0])
     _C.softmax_gradient(
@@ -35,7 +33,7 @@ def statistics(logits: Tensor, scale: Tensor, problem: Problem, column_begin: in
     """(largest, sum of exp(s - largest)) [R] over the negatives of a tile of columns, which is used up, and the scaled
     logits of the block's targets, NaN where a target lies in another tile."""
     rows = logits.shape[0]
-    top, total = logits.new_full((rows,), -torch.inf), logits.new_zeros(rows)
+    top, total = logits.new_empty(rows), logits.new_empty(rows)
     offsets = problem.targets[0]
     target_logits = logits.new_full((int(offsets[-1] - offsets[0]),), torch.nan)
     _C.softmax_statistics(
@@ -71,5 +69,5 @@ def tile_gradient(
 def _lists(problem: Problem) -> list[npt.NDArray[Any] | None]:
     pairs = [problem.targets]
     pairs += [] if problem.masks is None else [problem.masks.hidden, problem.masks.holders]
-    arrays: list[npt.NDArray[Any] | None] = [tensor.contiguous().numpy() for pair in pairs for tensor in pair]
+    arrays: list[npt.NDArray[Any] | None] = [tensor.numpy() for pair in pairs for tensor in pair]
     return arrays + [None] * (6 - len(arrays))

@@ -42,14 +42,22 @@ RUN = tl.constexpr(8)
 
 
 @triton.jit
-def _keep_targets(row_logits, scale, begin, end, target_columns, target_logits, first, width):
-    """Store the scaled logits of the targets among columns first .. first + width, before they are hidden."""
+def _keep_targets(
+    row_logits, scale, begin, end, target_columns, target_logits, first, width, ALL_COLUMNS: tl.constexpr
+):
+    """Store the scaled logits of the targets among columns first .. first + width, before they are hidden.
+
+    Where those are all columns, a target outside them gets NaN, which the loss then shows.
+    """
     for at in range(begin, end, TARGETS):
         index = at + tl.arange(0, TARGETS)
         column = tl.load(target_columns + index, mask=index < end, other=0) - first
         here = (index < end) & (column >= 0) & (column < width)
         logit = tl.load(row_logits + column, mask=here, other=0.0)
-        tl.store(target_logits + index, logit * scale, mask=here)
+        if ALL_COLUMNS:
+            tl.store(target_logits + index, tl.where(here, logit * scale, float("nan")), mask=index < end)
+        else:
+            tl.store(target_logits + index, logit * scale, mask=here)
 
 
 @triton.jit
@@ -173,7 +181,7 @@ def softmax_gradient_kernel(
     row_logits = logits + row * row_stride
     begin, end = tl.load(target_offsets + row), tl.load(target_offsets + row + 1)
     factor = scale_value(scale, SCALE_IN_MEMORY)
-    _keep_targets(row_logits, factor, begin, end, target_columns, target_logits, 0, columns)
+    _keep_targets(row_logits, factor, begin, end, target_columns, target_logits, 0, columns, True)
     # The lanes that hide a column are not those that read it.
     tl.debug_barrier()
     _hide(row_logits, row, begin, end, target_columns, mask_offsets, mask_keys, key_offsets, key_columns, 0, columns)
@@ -220,7 +228,7 @@ def tile_statistics_kernel(
     row_logits = logits + row * row_stride
     begin, end = tl.load(target_offsets + row), tl.load(target_offsets + row + 1)
     factor = scale_value(scale, SCALE_IN_MEMORY)
-    _keep_targets(row_logits, factor, begin, end, target_columns, target_logits, first, width)
+    _keep_targets(row_logits, factor, begin, end, target_columns, target_logits, first, width, False)
     tl.debug_barrier()
     _hide(row_logits, row, begin, end, target_columns, mask_offsets, mask_keys, key_offsets, key_columns, first, width)
     tl.debug_barrier()
@@ -284,9 +292,9 @@ def gradient(
     """
     rows, columns = logits.shape
     work = logits if out is None else out
-    losses = logits.new_zeros(rows)
     if rows == 0 or columns == 0:
-        return losses, work
+        return logits.new_zeros(rows), work
+    losses = logits.new_empty(rows)
     kept = logits.new_empty(2, problem.targets[1].shape[0])
     block = triton.next_power_of_2(columns)
     single = block <= SINGLE_BLOCK

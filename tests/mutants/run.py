@@ -54,6 +54,8 @@ def main() -> None:
                 shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy2(source, copy / name)
+        if code := run_tests(copy, sorted({name for mutant in mutants for name in mutant.tests})):
+            raise SystemExit(f"pytest ends with {code} before anything is broken; run it to see why")
         fates = [fate(mutant, copy) for mutant in mutants]
     print(f"{fates.count('caught')} of {len(mutants)} mutants caught")
     raise SystemExit(any(outcome != "caught" for outcome in fates))
@@ -69,8 +71,8 @@ def fate(mutant: Mutant, copy: Path) -> str:
             outcome = outcome_of(mutant, copy)
         finally:
             subprocess.run([*apply, "--reverse"], cwd=copy, check=True)
-            if mutant.compiled:
-                build(copy)
+            if mutant.compiled and not build(copy):
+                raise SystemExit(f"{mutant.path.stem}: the tree does not build any more without it")
     print(f"{mutant.path.stem}: {outcome}", flush=True)
     return outcome
 
@@ -78,12 +80,17 @@ def fate(mutant: Mutant, copy: Path) -> str:
 def outcome_of(mutant: Mutant, copy: Path) -> str:
     if mutant.compiled and not build(copy):
         return "does not compile"
-    arguments = ["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.tests]
+    code = run_tests(copy, mutant.tests)
+    return {0: "survived", 1: "caught"}.get(code, f"pytest ended with {code}")
+
+
+def run_tests(copy: Path, names: list[str]) -> int:
+    """Exit status of pytest on the copy."""
+    arguments = ["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *names]
     environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
-    code = subprocess.run(
+    return subprocess.run(
         [sys.executable, *arguments], cwd=copy, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ).returncode
-    return {0: "survived", 1: "caught"}.get(code, f"pytest ended with {code}")
 
 
 def build(copy: Path) -> bool:

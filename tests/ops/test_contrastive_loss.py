@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import os
 import sys
 
 import pytest
@@ -18,6 +19,9 @@ from ance_fast.errors import ConfigError
 from ance_fast.ops import contrastive_loss
 from ance_fast.ops.contrastive_chunks import CPU_LIMIT, Tiling, chunked_loss, default_tiling
 from ance_fast.ops.contrastive_problem import Problem
+
+# On a GPU, which has no interpreter, test_triton_kernels.py runs these kernels.
+INTERPRETED = ["triton"] if os.environ.get("TRITON_INTERPRET") == "1" else []
 
 
 def csr(lists):
@@ -189,7 +193,7 @@ def test_small_gradients_of_a_large_batch_survive_in_fp16():
 
 
 def test_a_row_whose_candidates_are_all_masked_has_loss_zero_and_finite_gradients():
-    for backend in ("cpp", "torch", "triton", "reference"):
+    for backend in ("cpp", "torch", *INTERPRETED, "reference"):
         q, p = torch.randn(2, 3, requires_grad=True), torch.randn(2, 3, requires_grad=True)
         loss = contrastive_loss(q, p, doc_ids=torch.tensor([4, 4]), backend=backend)
         assert loss.item() == 0
@@ -249,7 +253,7 @@ def small_tiles(monkeypatch):
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(problem=problems(), both=st.booleans(), scale=st.sampled_from([1.7, 0.0, -0.9]), seed=st.integers(0, 99))
-@pytest.mark.parametrize("backend", ["cpp", "torch", "triton"])
+@pytest.mark.parametrize("backend", ["cpp", "torch", *INTERPRETED])
 def test_column_tiles_give_what_whole_rows_give(small_tiles, backend, problem, both, scale, seed):
     draw = torch.Generator().manual_seed(seed)
     leaves = [torch.randn(n, 5, generator=draw, requires_grad=True) for n in problem[:2]]
@@ -344,6 +348,35 @@ def test_a_backward_pass_that_keeps_nothing_gives_the_same_gradients_and_runs_on
         loss.backward()
 
 
+def test_the_loss_may_be_changed_in_place():
+    q, p = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+    loss = contrastive_loss(q, p)
+    loss /= 2
+    wanted = torch.autograd.grad(contrastive_loss(q, p) / 2, (q, p))
+    torch.testing.assert_close(torch.autograd.grad(loss, (q, p)), wanted)
+
+
+@pytest.mark.parametrize("backend", ["cpp", "torch", *INTERPRETED])
+def test_inputs_need_not_be_contiguous(backend):
+    table = torch.stack([torch.tensor([4, 0, 3]), torch.zeros(3, dtype=torch.int64)], 1)
+    q, p = torch.randn(4, 3).T.requires_grad_(), torch.randn(4, 5).T.requires_grad_()
+    documents = torch.tensor([[1, 0], [1, 0], [2, 0], [3, 0], [2, 0]])[:, 0]
+    results = []
+    for kind in (backend, "reference"):
+        loss = contrastive_loss(q, p, labels=table[:, 0], doc_ids=documents, backend=kind)
+        results.append([loss.detach(), *torch.autograd.grad(loss, (q, p))])
+    for mine, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(mine, wanted)
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([0, 9]), (torch.tensor([0, 3, 2]), torch.tensor([0, 1]))])
+def test_lists_that_lead_out_of_the_arrays_are_refused_under_compile_too(labels):
+    q, p = torch.randn(2, 3), torch.randn(4, 3)
+    compiled = torch.compile(lambda q, p: contrastive_loss(q, p, labels=labels), backend="aot_eager")
+    with pytest.raises(ConfigError, match="columns 0 .. 3 of p|must rise from 0"):
+        compiled(q, p)
+
+
 def test_gradients_accumulate_over_micro_batches():
     q, p = torch.randn(6, 4, requires_grad=True), torch.randn(6, 4, requires_grad=True)
     for half in (slice(0, 3), slice(3, 6)):
@@ -376,7 +409,7 @@ def test_a_double_backward_raises_and_the_reference_allows_it():
     assert q.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("backend", ["cpp", "torch", "triton"])
+@pytest.mark.parametrize("backend", ["cpp", "torch", *INTERPRETED])
 @pytest.mark.parametrize("both", [False, True])
 @pytest.mark.parametrize("need", [False, True])
 def test_the_custom_op_passes_opcheck(backend, both, need):

@@ -72,7 +72,7 @@ def test_a_missing_extension_falls_back_with_one_warning(no_extension, monkeypat
     with caplog.at_level(logging.WARNING, logger="ance_fast.ops.dispatch"):
         for _ in range(3):
             choice = dispatch.choose("pool_normalize", "cpu", torch.float32)
-    assert choice == ("torch", "fallback: it was not built")
+    assert choice == ("torch", "fallback: it was not built; plain torch")
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "it was not built" in caplog.text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import pytest
 import torch
@@ -11,6 +12,9 @@ from hypothesis import strategies as st
 
 from ance_fast.errors import ConfigError
 from ance_fast.ops import pairwise_loss
+
+# On a GPU, which has no interpreter, test_triton_kernels.py runs these kernels.
+INTERPRETED = ["triton"] if os.environ.get("TRITON_INTERPRET") == "1" else []
 
 
 def by_hand(q, pos, neg, scale, mask):
@@ -125,7 +129,7 @@ def test_a_double_backward_raises():
         grad.sum().backward()
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", ["torch", *INTERPRETED])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("need", [False, True])
 def test_the_custom_op_passes_opcheck(backend, masked, need):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -10,6 +12,9 @@ from ance_fast.errors import ConfigError
 from ance_fast.ops import pool_head, pool_normalize
 from ance_fast.ops.pool_normalize import MODES, NORMS, pool_normalize_reference
 from ance_fast.ops.pool_normalize_wiring import pool_backward, pool_forward
+
+# On a GPU, which has no interpreter, test_triton_kernels.py runs these kernels.
+INTERPRETED = ["triton"] if os.environ.get("TRITON_INTERPRET") == "1" else []
 
 
 def offsets(*lengths: int) -> torch.Tensor:
@@ -143,7 +148,7 @@ def test_a_double_backward_raises_instead_of_leaving_the_second_derivative_out()
     assert hidden.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("backend", ["cpp", "triton"])
+@pytest.mark.parametrize("backend", ["cpp", *INTERPRETED])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_custom_ops_pass_opcheck(backend, mode, norm):
@@ -229,3 +234,12 @@ def test_the_reference_keeps_float64():
     hidden = torch.randn(3, 2, dtype=torch.float64)
     assert pool_normalize_reference(hidden, offsets(3)).dtype == torch.float64
     assert pool_normalize_reference(hidden, offsets(3), out_dtype=torch.float32).dtype == torch.float32
+
+
+def test_the_result_may_be_changed_in_place():
+    hidden, cu = torch.randn(5, 4, requires_grad=True), offsets(2, 3)
+    changed = pool_normalize(hidden, cu)
+    changed *= 2
+    (mine,) = torch.autograd.grad(changed.sum(), hidden)
+    (wanted,) = torch.autograd.grad((pool_normalize(hidden, cu) * 2).sum(), hidden)
+    torch.testing.assert_close(mine, wanted)
