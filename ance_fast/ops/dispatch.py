@@ -122,8 +122,7 @@ def choose(op: str, device: torch.device | str, dtype: torch.dtype, backend: str
     Raises ConfigError for an unknown or unavailable forced backend, and for a fallback under ANCE_FAST_STRICT=1.
     """
     kind = torch.device(device).type
-    selected, missing = _select(op, kind, dtype, backend)
-    return Choice(selected.name, f"fallback: {missing}; {selected.reason(kind)}" if missing else selected.reason(kind))
+    return _explain(*_select(op, kind, dtype, backend), kind)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -134,7 +133,7 @@ def dispatch(op: str, device: torch.device, dtype: torch.dtype, backend: str) ->
     return name
 
 
-def _select(op: str, kind: str, dtype: torch.dtype, backend: str) -> tuple[Backend, str | None]:
+def _select(op: str, kind: str, dtype: torch.dtype, backend: str, warn: bool = True) -> tuple[Backend, str | None]:
     """The backend, and what a better one lacks here if this is a fallback."""
     if backend != "auto":
         return _forced(op, kind, dtype, backend), None
@@ -148,7 +147,8 @@ def _select(op: str, kind: str, dtype: torch.dtype, backend: str) -> tuple[Backe
         missing = problem
         if os.environ.get("ANCE_FAST_STRICT") == "1":
             raise ConfigError(f"{op}: backend {candidate.name!r} is missing and ANCE_FAST_STRICT=1: {problem}")
-        _warn_once(op, candidate.name, problem)
+        if warn:
+            _warn_once(op, candidate.name, problem)
     raise ConfigError(f"{op}: no backend for {dtype} on {kind}")
 
 
@@ -178,9 +178,14 @@ def describe() -> dict[str, dict[str, Choice]]:
     return {op: {device: _described(op, device) for device in ("cpu", "cuda")} for op in BACKENDS}
 
 
+def _explain(selected: Backend, missing: str | None, kind: str) -> Choice:
+    reason = selected.reason(kind)
+    return Choice(selected.name, f"fallback: {missing}; {reason}" if missing else reason)
+
+
 def _described(op: str, device: str) -> Choice:
     try:
-        return choose(op, device, torch.float32)
+        return _explain(*_select(op, device, torch.float32, "auto", warn=False), device)
     except ConfigError as error:
         return Choice("none", str(error))
 

@@ -27,9 +27,13 @@ def ranks(tmp_path_factory):
         subprocess.Popen([sys.executable, str(SCRIPT), str(rank), port, str(file)], stderr=subprocess.PIPE, text=True)
         for rank, file in enumerate(files)
     ]
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors
+    finally:
+        for process in processes:  # one that waits for a rank that failed
+            process.kill()
     return [torch.load(file, weights_only=True) for file in files]
 
 

@@ -377,6 +377,19 @@ def test_lists_that_lead_out_of_the_arrays_are_refused_under_compile_too(labels)
         compiled(q, p)
 
 
+@pytest.mark.parametrize("backend", ["cpp", "torch", *INTERPRETED])
+@pytest.mark.parametrize("chunk", [None, 1])
+def test_a_target_listed_twice_counts_twice(small_tiles, backend, chunk):
+    q, p = torch.randn(2, 3, requires_grad=True), torch.randn(6, 3, requires_grad=True)
+    labels = csr([[1, 5, 1], [0, 0]])
+    results = []
+    for kind, rows in ((backend, chunk), ("reference", None)):
+        loss = contrastive_loss(q, p, labels=labels, chunk_rows=rows, backend=kind)
+        results.append([loss.detach(), *torch.autograd.grad(loss, (q, p))])
+    for mine, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-6)
+
+
 def test_gradients_accumulate_over_micro_batches():
     q, p = torch.randn(6, 4, requires_grad=True), torch.randn(6, 4, requires_grad=True)
     for half in (slice(0, 3), slice(3, 6)):

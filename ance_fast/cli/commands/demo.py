@@ -48,7 +48,7 @@ def demo(
         typer.echo(f"{output} holds a finished demo; --fresh runs it again (make demo ARGS=--fresh).", err=True)
     else:
         results = run_experiment(output, steps=steps, passages=passages, seed=seed, device=device)
-        results["search"] = f"{program()} search {shlex.quote(results['index'])} 'Dutch painter of sunflowers'"
+        results["search"] = f"{program()} search {shlex.quote(results['index'])} {shlex.quote(results['example'])}"
         draw(results["refreshes"], output / "refreshes.png")
         results["report"] = str(output / "report.html")
         write_page(results, output / "refreshes.png", output / "report.html")
@@ -60,6 +60,8 @@ def demo(
 
 
 def _show(results: dict[str, Any], err: bool) -> None:
+    ance = results["rows"][-1]
+    above = [row["name"] for row in results["rows"] if row["nDCG@10"] > ance["nDCG@10"]]
     rows = [
         [*(row[name] for name in COLUMNS[:4]), _p(row["p_value"]), _seconds(row["seconds"])] for row in results["rows"]
     ]
@@ -67,10 +69,16 @@ def _show(results: dict[str, Any], err: bool) -> None:
         f"{results['queries']:,} held-out queries; trained rows: {results['steps']} steps each, seed {results['seed']}"
     )
     print_table((*COLUMNS[:4], "p (ANCE)", "seconds"), rows, title=title, err=err)
+    typer.echo(
+        "p: ANCE against the row, paired t-test on nDCG@10. seconds: training, refreshes, encoding, measuring.", err=err
+    )
+    if above:
+        typer.echo(f"above ANCE: {', '.join(above)}. Why, and what the rows show: docs/demo.md", err=err)
     speed = results["encoder"]
     typer.echo(f"encoder: {speed['passages_per_s']:,.0f} passages/s, {speed['tokens_per_s']:,.0f} tokens/s", err=err)
     typer.echo(f"report:  {results['report']}", err=err)
     typer.echo(f"search:  {results['search']}", err=err)
+    typer.echo("         (a held-out query; without one it asks for queries until end of input)", err=err)
 
 
 def _p(value: float | None) -> str | None:

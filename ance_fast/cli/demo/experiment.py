@@ -19,7 +19,7 @@ import numpy as np
 
 from ance_fast.artifacts import write_json
 from ance_fast.cli.demo.data import model_folder, write_data
-from ance_fast.data import Run, TokenStore, load_dataset, read_run, write_run
+from ance_fast.data import Dataset, Run, TokenStore, load_dataset, read_run, write_run
 from ance_fast.evaluation import evaluate, paired_significance
 from ance_fast.index import Bm25
 from ance_fast.models import Encoder
@@ -94,6 +94,7 @@ def run_experiment(folder: Path, *, steps: int, passages: int | None, seed: int,
         row["p_value"] = (
             None if row["key"] == "ance" else paired_significance(evaluations["ance"], own, METRICS[0]).p_value
         )
+    ance = read_run(folder / "runs" / "ance.trec")
     log = (folder / "ance" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return {
         "rows": rows,
@@ -103,7 +104,17 @@ def run_experiment(folder: Path, *, steps: int, passages: int | None, seed: int,
         "encoder": _throughput(folder, device),
         "refreshes": [entry for entry in map(json.loads, log) if "generation" in entry],
         "index": str(folder / "ance"),
+        "example": _answered(ance, load_dataset(str(data), split="test")),
     }
+
+
+def _answered(run: Run, test: Dataset) -> str:
+    """A held-out query of several words whose article ANCE ranks first; the first query if there is none."""
+    for query, text in test.queries.items():
+        best = max(run.get(query, {}).items(), key=lambda hit: hit[1], default=(None, 0.0))[0]
+        if best is not None and test.qrels[query].get(best, 0) > 0 and 4 <= len(text.split()) <= 8:
+            return text
+    return next(iter(test.queries.values()))
 
 
 def _row(folder: Path, key: str, label: str, make: Callable[[], Run]) -> dict[str, Any]:
