@@ -3,6 +3,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "huge_pages.h"
 #include "parallel.h"
 
 namespace ance_fast {
@@ -89,6 +90,7 @@ void pool_normalize_backward(const PoolBackward& args, Isa isa, int threads) {
       }
     }
   }
+  advise_huge_pages(args.grad_hidden, static_cast<size_t>(args.tokens * args.dim) * sizeof(float));
   split(args.sequences, args.tokens * args.dim, threads, [&](int64_t begin, int64_t end) {
     std::vector<float> scratch(2 * static_cast<size_t>(args.dim));
     ANCE_DISPATCH(isa, backward(args, scratch.data(), begin, end));
