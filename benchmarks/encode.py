@@ -17,6 +17,7 @@ import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,7 @@ import numpy as np
 import torch
 
 from ance_fast import Encoder, __version__
-from ance_fast.cli.demo.data import model_folder
+from ance_fast.cli.demo.data import model_folder, write_data
 from ance_fast.data import load_corpus
 from ance_fast.inspection import cpu_model
 from ance_fast.ops.dispatch import dispatch_counts
@@ -39,7 +40,7 @@ DEFAULT_DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "debian
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", default=str(DEFAULT_DATA), help="corpus whose passages are encoded")
+    parser.add_argument("--data", help="corpus whose passages are encoded [a Debian one where it is, else the demo's]")
     parser.add_argument("--model", default=None, help="checkpoint [the packaged all-MiniLM-L6-v2]")
     parser.add_argument("--passages", type=int, default=400)
     parser.add_argument("--max-length", type=int, default=128)
@@ -84,9 +85,13 @@ def main() -> None:
     print(json.dumps(report))
 
 
-def sample(data: str, count: int) -> list[str]:
+def sample(data: str | None, count: int) -> list[str]:
     """Evenly spaced passages of a corpus."""
-    documents = [document.full_text for document in load_corpus(data)]
+    if data is None and not DEFAULT_DATA.is_dir():
+        with tempfile.TemporaryDirectory() as folder:
+            write_data(Path(folder) / "data", None)
+            return sample(str(Path(folder) / "data"), count)
+    documents = [document.full_text for document in load_corpus(data or str(DEFAULT_DATA))]
     rows = np.linspace(0, len(documents) - 1, count).astype(int)
     return [documents[row] for row in rows]
 

@@ -4,6 +4,18 @@
 #include <string>
 #include <vector>
 
+// Calls the kernel of the namespace (scalar, avx2 or avx512) that serves `isa`.
+#if defined(__x86_64__)
+#define ANCE_DISPATCH(isa, call)            \
+  switch (isa) {                            \
+    case Isa::kAvx512: avx512::call; break; \
+    case Isa::kAvx2: avx2::call; break;     \
+    default: scalar::call; break;           \
+  }
+#else
+#define ANCE_DISPATCH(isa, call) (static_cast<void>(isa), scalar::call)
+#endif
+
 namespace ance_fast {
 
 enum class Isa { kScalar, kAvx2, kAvx512 };

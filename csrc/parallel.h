@@ -1,4 +1,4 @@
-// How kernels choose their instruction set and split their rows over threads.
+// How kernels split their rows over threads.
 #pragma once
 
 #include <algorithm>
@@ -7,20 +7,6 @@
 #include <system_error>
 #include <thread>
 #include <vector>
-
-#include "cpu_features.h"
-
-// Calls the kernel of the namespace (scalar, avx2 or avx512) that serves `isa`.
-#if defined(__x86_64__)
-#define ANCE_DISPATCH(isa, call)            \
-  switch (isa) {                            \
-    case Isa::kAvx512: avx512::call; break; \
-    case Isa::kAvx2: avx2::call; break;     \
-    default: scalar::call; break;           \
-  }
-#else
-#define ANCE_DISPATCH(isa, call) (static_cast<void>(isa), scalar::call)
-#endif
 
 namespace ance_fast {
 

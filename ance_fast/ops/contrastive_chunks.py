@@ -8,6 +8,7 @@ results do not change from run to run.
 
 from __future__ import annotations
 
+import functools
 import importlib
 from dataclasses import dataclass
 from types import ModuleType
@@ -72,7 +73,7 @@ def chunked_loss(
     losses = q.new_empty(batch, dtype=dtype)
     grad_q = q.new_empty(q.shape, dtype=dtype) if need_q else losses.new_empty(0)
     grad_p = p.new_zeros(p.shape, dtype=dtype) if need_p else losses.new_empty(0)
-    visit = _whole_rows if tiling.columns >= columns else _tiles
+    visit = _whole_rows if tiling.columns >= columns else functools.partial(_tiles, tiling.columns)
     for begin in range(0, batch, tiling.rows):
         end = min(begin + tiling.rows, batch)
         losses[begin:end] = visit(
@@ -81,7 +82,6 @@ def chunked_loss(
             p,
             scale,
             problem.rows(begin, end),
-            tiling.columns,
             grad_q[begin:end] if need_q else None,
             grad_p if need_p else None,
         )
@@ -94,7 +94,6 @@ def _whole_rows(
     p: Tensor,
     scale: Tensor,
     problem: Problem,
-    width: int,
     grad_q: Tensor | None,
     grad_p: Tensor | None,
 ) -> Tensor:
@@ -110,12 +109,12 @@ def _whole_rows(
 
 
 def _tiles(
+    width: int,
     kernel: ModuleType,
     block: Tensor,
     p: Tensor,
     scale: Tensor,
     problem: Problem,
-    width: int,
     grad_q: Tensor | None,
     grad_p: Tensor | None,
 ) -> Tensor:

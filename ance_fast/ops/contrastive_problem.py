@@ -1,6 +1,6 @@
 """Targets and masks of a contrastive batch, as lists that a kernel walks through row by row.
 
-Nothing here waits for the device: sizes come from shapes, and keys are numbered by sorting, not by counting.
+Apart from `transpose` nothing waits for the device: sizes come from shapes, and keys are numbered by sorting.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ Ragged = tuple[Tensor, Tensor]  # CSR: offsets int64 [rows + 1], values int64
 
 
 def target_lists(labels: Tensor | Ragged | None, q: Tensor, p: Tensor) -> Ragged:
-    """The targets of `contrastive_loss` as CSR, checked."""
+    """The targets of `contrastive_loss` as CSR; `check_values` looks at what stands in it."""
     batch, columns = q.shape[0], p.shape[0]
     every = torch.arange(batch + 1, device=q.device)
     if labels is None:
         if columns < batch:
             raise ConfigError(f"without labels row i's target is column i, but p has {columns} rows for {batch} of q")
         return every, every[:-1].clone()
-    if not isinstance(labels, tuple):
+    if not isinstance(labels, tuple | list):
         labels = as_tensor("labels", labels)
         check_index("labels", labels, q)
         if labels.shape[0] != batch:

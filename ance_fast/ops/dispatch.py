@@ -84,7 +84,7 @@ def _triton_reason(_: str) -> str:
 
 
 def _torch_reason(device: str) -> str:
-    return "plain torch" if device == "cpu" else "GPU kernel not built yet"
+    return "plain torch" if device == "cpu" else "plain torch, no GPU kernel takes it"
 
 
 _TORCH = Backend("torch", _torch_reason)
@@ -105,7 +105,7 @@ _TRITON = Backend(
     _triton_problem,
     frozenset({"cpu"} if _INTERPRETED else ()),
 )
-_CHUNKED = Backend("torch", lambda d: "torch in row chunks" + ("" if d == "cpu" else ", GPU kernel not built yet"))
+_CHUNKED = Backend("torch", lambda d: "torch in row chunks" + ("" if d == "cpu" else ", no GPU kernel takes it"))
 
 BACKENDS: dict[str, tuple[Backend, ...]] = {
     "pool_normalize": (_CPP, _CUDA, _TRITON, _TORCH, _REFERENCE),

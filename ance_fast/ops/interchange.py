@@ -24,7 +24,7 @@ def as_tensor(name: str, array: Any) -> Tensor:
     try:
         return from_dlpack(array)
     except (BufferError, RuntimeError, TypeError) as error:
-        raise ConfigError(f"{name} cannot be shared without a copy: {error}") from error
+        raise ConfigError(f"{name} cannot be shared without a copy ({error}); hand over a tensor or a copy") from error
 
 
 def as_optional_tensor(name: str, array: Any) -> Tensor | None:

@@ -1,8 +1,8 @@
 """Pooling of packed token rows, the ANCE head, and normalisation of the pooled rows.
 
 `pool_normalize_reference` is the specification. On the CPU the op runs the C++ kernel (csrc/pool_normalize.h), which
-reads the hidden states once; its backward pass needs only the pooled rows, so no activation of size [T, D] is kept for
-it.
+reads the hidden states once, on a GPU the CUDA kernel (csrc/cuda/) or else the Triton one. Their backward pass needs
+the pooled rows alone, so no activation of size [T, D] is kept for it.
 """
 
 from __future__ import annotations

@@ -293,7 +293,9 @@ def _shape_of(dim: int) -> tuple[int, int, int]:
     """Columns a program holds, tokens it takes at a time, and its warps."""
     block = triton.next_power_of_2(max(dim, 1))
     if block > TILE:
-        raise ConfigError(f"hidden is {dim} wide; the Triton kernel of pool_normalize takes up to {TILE}")
+        raise ConfigError(
+            f"hidden is {dim} wide; the Triton kernel of pool_normalize takes up to {TILE}: use backend='torch'"
+        )
     block = max(block, 32)
     group = min(GROUP, max(1, TILE // block))
     return block, group, min(16, max(1, group * block // 1024))

@@ -91,8 +91,7 @@ def _(
     return outputs(hidden, cu_seqlens, mode, norm, out_dtype, save)
 
 
-@torch.library.custom_op("ance_fast::pool_normalize_backward", mutates_args=())
-def pool_backward(
+def _backward(
     grad_out: Tensor,
     cu_seqlens: Tensor,
     weight: Tensor | None,
@@ -113,7 +112,7 @@ def pool_backward(
     `out`, an output of the op, only ties the gradients to its inputs: without it a double backward would silently leave
     out their second derivative instead of raising.
     """
-    return _backward(
+    return _module(backend).compute_pool_backward(
         grad_out,
         cu_seqlens,
         weight,
@@ -127,12 +126,10 @@ def pool_backward(
         tokens,
         with_parameters,
         dtype,
-        backend,
     )
 
 
-def _backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _module(arguments[-1]).compute_pool_backward(*arguments[:-1])
+pool_backward = torch.library.custom_op("ance_fast::pool_normalize_backward", _backward, mutates_args=())
 
 
 @pool_backward.register_fake

@@ -60,7 +60,7 @@ def demo(
 
 
 def _show(results: dict[str, Any], err: bool) -> None:
-    ance = results["rows"][-1]
+    ance = next(row for row in results["rows"] if row["key"] == "ance")
     above = [row["name"] for row in results["rows"] if row["nDCG@10"] > ance["nDCG@10"]]
     rows = [
         [*(row[name] for name in COLUMNS[:4]), _p(row["p_value"]), _seconds(row["seconds"])] for row in results["rows"]
