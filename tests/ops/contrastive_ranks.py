@@ -1,12 +1,16 @@
 """One of two processes that train on halves of a batch; started by test_contrastive_group.py.
 
-Arguments: rank, port, file to write. Prints nothing; saves the loss and the averaged parameter gradients.
+Arguments: rank, the file over which the ranks meet, the file to write. Saves the loss and the averaged parameter
+gradients. Prints "ready" before it looks for the other rank and "met" after, and where it stands if it takes longer
+than it ever should.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -48,10 +52,15 @@ def csr(lists):
 
 
 def main() -> None:
-    rank, port, target = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    rank, meeting, target = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+    faulthandler.dump_traceback_later(100, exit=True)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # else the address of this host's name, which need not be reachable
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    print("ready", flush=True)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
+    print("met", flush=True)
     x, y, documents, positives, targets = batch()
     rows, columns = slice(*ROWS[rank : rank + 2]), slice(*COLUMNS[rank : rank + 2])
     # Targets of a rank are columns of its own; row 1 of the whole batch also names column 3, which is on the same rank.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,21 +18,25 @@ SCRIPT = Path(__file__).with_name("contrastive_ranks.py")
 def ranks(tmp_path_factory):
     """What each rank saved."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     files = [folder / f"{rank}.pt" for rank in (0, 1)]
     processes = [
-        subprocess.Popen([sys.executable, str(SCRIPT), str(rank), port, str(file)], stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(rank), str(folder / "meeting"), str(file)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for rank, file in enumerate(files)
     ]
     try:
-        for process in processes:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
+        said = [process.communicate(timeout=120) for process in processes]
     finally:
         for process in processes:  # one that waits for a rank that failed
             process.kill()
+    if all(out.split() == ["ready"] for out, _ in said):  # stopped in torch's own rendezvous
+        pytest.skip(f"no loopback network: gloo's ranks cannot reach each other: {said[0][1][-300:]}")
+    for process, (_, errors) in zip(processes, said, strict=True):
+        assert process.returncode == 0, errors
     return [torch.load(file, weights_only=True) for file in files]
 
 
