@@ -1,5 +1,9 @@
 #include "pool_normalize.h"
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include <stdexcept>
 #include <vector>
 
@@ -11,26 +15,35 @@ namespace {
 
 namespace scalar {
 #define ANCE_TARGET
+#define ANCE_LANES 1
 #include "lanes.inl"
 #include "pool_normalize_kernel.inl"
+#undef ANCE_LANES
 #undef ANCE_TARGET
 }  // namespace scalar
 
 #if defined(__x86_64__)
 namespace avx2 {
 #define ANCE_TARGET __attribute__((target("avx2,fma")))
+#define ANCE_LANES 8
 #include "lanes.inl"
 #include "pool_normalize_kernel.inl"
+#undef ANCE_LANES
 #undef ANCE_TARGET
 }  // namespace avx2
 
 namespace avx512 {
 #define ANCE_TARGET __attribute__((target("avx512f,avx512dq,avx512vl")))
+#define ANCE_LANES 16
 #include "lanes.inl"
 #include "pool_normalize_kernel.inl"
+#undef ANCE_LANES
 #undef ANCE_TARGET
 }  // namespace avx512
 #endif
+
+// Results that a second-level cache does not hold; smaller ones are there when their reader comes.
+constexpr size_t kPastCacheBytes = size_t{4} << 20;
 
 void check_offsets(const int32_t* cu_seqlens, int64_t sequences, int64_t tokens) {
   if (cu_seqlens[0] != 0) {
@@ -90,10 +103,13 @@ void pool_normalize_backward(const PoolBackward& args, Isa isa, int threads) {
       }
     }
   }
-  advise_huge_pages(args.grad_hidden, static_cast<size_t>(args.tokens * args.dim) * sizeof(float));
+  const size_t bytes = static_cast<size_t>(args.tokens * args.dim) * sizeof(float);
+  advise_huge_pages(args.grad_hidden, bytes);
+  const bool aligned = args.dim % 16 == 0 && reinterpret_cast<uintptr_t>(args.grad_hidden) % 64 == 0;
+  const bool past_cache = aligned && bytes >= kPastCacheBytes;
   split(args.sequences, args.tokens * args.dim, threads, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(2 * static_cast<size_t>(args.dim));
-    ANCE_DISPATCH(isa, backward(args, scratch.data(), begin, end));
+    std::vector<float> scratch(3 * static_cast<size_t>(args.dim));
+    ANCE_DISPATCH(isa, backward(args, scratch.data(), past_cache, begin, end));
   });
   if (args.grad_weight != nullptr || args.grad_bias != nullptr) {
     ANCE_DISPATCH(isa, parameter_gradients(args));

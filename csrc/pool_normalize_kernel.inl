@@ -44,6 +44,18 @@ ANCE_TARGET static void fill_row(float* row, float value, int64_t dim) {
   for (int64_t d = 0; d < dim; ++d) row[d] = value;
 }
 
+// Past the cache: a result larger than the L2 cache would be read into it only to be overwritten. `to` has the alignment
+// of a register, and dim is a multiple of 16.
+ANCE_TARGET static void stream_row(const float* __restrict from, float* __restrict to, int64_t dim) {
+#if ANCE_LANES == 16
+  for (int64_t d = 0; d < dim; d += 16) _mm512_stream_ps(to + d, _mm512_loadu_ps(from + d));
+#elif ANCE_LANES == 8
+  for (int64_t d = 0; d < dim; d += 8) _mm256_stream_ps(to + d, _mm256_loadu_ps(from + d));
+#else
+  copy_row(from, to, dim);
+#endif
+}
+
 ANCE_TARGET static void mean_rows(const float* __restrict rows, int64_t count, float* __restrict out, int64_t dim) {
   copy_row(rows, out, dim);
   int64_t t = 1;
@@ -179,20 +191,31 @@ ANCE_TARGET static void parameter_gradients(const PoolBackward& p) {
   }
 }
 
-ANCE_TARGET static void backward(const PoolBackward& p, float* scratch, int64_t first_sequence, int64_t last_sequence) {
+// scratch: 3 * dim floats. past_cache: see stream_row.
+ANCE_TARGET static void backward(const PoolBackward& p, float* scratch, bool past_cache, int64_t first_sequence,
+                                 int64_t last_sequence) {
   const int64_t dim = p.dim;
+  float* zeros = scratch + 2 * dim;
+  fill_row(zeros, 0.0f, dim);
   for (int64_t b = first_sequence; b < last_sequence; ++b) {
     const int64_t begin = p.cu_seqlens[b], count = p.cu_seqlens[b + 1] - begin;
     if (count == 0) continue;
     norm_backward(p, b, scratch);
     float* rows = p.grad_hidden + begin * dim;
+    const float* every = zeros;
     if (p.mode == PoolMode::kMean) {
       const float length = static_cast<float>(count);
       for (int64_t d = 0; d < dim; ++d) scratch[d] /= length;
-      for (int64_t t = 0; t < count; ++t) copy_row(scratch, rows + t * dim, dim);
-      continue;
+      every = scratch;
     }
-    fill_row(rows, 0.0f, count * dim);
+    for (int64_t t = 0; t < count; ++t) {
+      if (past_cache) {
+        stream_row(every, rows + t * dim, dim);
+      } else {
+        copy_row(every, rows + t * dim, dim);
+      }
+    }
+    if (p.mode == PoolMode::kMean) continue;
     if (p.mode == PoolMode::kCls) {
       copy_row(scratch, rows, dim);
     } else if (p.mode == PoolMode::kLast) {
@@ -202,4 +225,7 @@ ANCE_TARGET static void backward(const PoolBackward& p, float* scratch, int64_t 
       for (int64_t d = 0; d < dim; ++d) p.grad_hidden[argmax[d] * dim + d] = scratch[d];
     }
   }
+#if ANCE_LANES > 1
+  _mm_sfence();  // before another thread is told that the rows are there
+#endif
 }
