@@ -41,6 +41,21 @@ def pool_normalize_backward(
     threads: int = 1,
     isa: str = "auto",
 ) -> None: ...
+def pairwise_loss(
+    q: Array,
+    pos: Array,
+    neg: Array,
+    loss: Array,
+    grad_q: Array | None = None,
+    grad_pos: Array | None = None,
+    grad_neg: Array | None = None,
+    grad_scale: Array | None = None,
+    *,
+    scale: float,
+    mask: Array | None = None,
+    threads: int = 1,
+    isa: str = "auto",
+) -> None: ...
 def softmax_gradient(
     logits: Array,
     scale: float,

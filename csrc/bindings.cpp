@@ -7,6 +7,7 @@
 
 #include "cpu_features.h"
 #include "encoder_kernels.h"
+#include "pairwise_loss.h"
 #include "pool_normalize.h"
 #include "softmax_gradient.h"
 #include "token_packer.h"
@@ -35,14 +36,15 @@ void check(const py::array& array, const char* name, std::initializer_list<int64
   }
   if (!(array.flags() & py::array::c_style)) throw py::value_error(std::string(name) + " must be C-contiguous");
   bool fits = array.ndim() == static_cast<py::ssize_t>(shape.size());
-  std::string wanted = "[";
   py::ssize_t axis = 0;
   for (const int64_t size : shape) {
-    wanted += (axis ? ", " : "") + (size < 0 ? std::string("any") : std::to_string(size));
     fits = fits && (size < 0 || array.shape(axis) == size);
     ++axis;
   }
-  if (!fits) throw py::value_error(std::string(name) + " must have shape " + wanted + "], got " + shape_of(array));
+  if (fits) return;
+  std::string wanted;
+  for (const int64_t size : shape) wanted += (wanted.empty() ? "" : ", ") + (size < 0 ? "any" : std::to_string(size));
+  throw py::value_error(std::string(name) + " must have shape [" + wanted + "], got " + shape_of(array));
 }
 
 template <typename T>
@@ -266,6 +268,41 @@ void bind_softmax_gradient(py::module_& m) {
       py::arg("slopes"), py::arg("threads") = 1, py::arg("isa") = "auto");
 }
 
+void bind_pairwise_loss(py::module_& m) {
+  m.def(
+      "pairwise_loss",
+      [](const py::array& q, const py::array& pos, const py::array& neg, py::array loss, OptionalArray grad_q,
+         OptionalArray grad_pos, OptionalArray grad_neg, OptionalArray grad_scale, double scale,
+         const OptionalArray& mask, int threads, const std::string& isa_name) {
+        const int given = grad_q.has_value() + grad_pos.has_value() + grad_neg.has_value() + grad_scale.has_value();
+        if (given != 0 && given != 4) {
+          throw py::value_error("grad_q, grad_pos, grad_neg and grad_scale go together: all or none");
+        }
+        check<float>(neg, "neg", {-1, -1, -1});
+        const int64_t rows = neg.shape(0), negatives = neg.shape(1), dim = neg.shape(2);
+        const PairwiseLoss args{in<float>(q, "q", {rows, dim}),
+                                in<float>(pos, "pos", {rows, dim}),
+                                in<float>(neg, "neg", {rows, negatives, dim}),
+                                rows,
+                                negatives,
+                                dim,
+                                scale,
+                                in<bool>(mask, "mask", {rows, negatives}),
+                                out<float>(loss, "loss", {}),
+                                out<float>(grad_q, "grad_q", {rows, dim}),
+                                out<float>(grad_pos, "grad_pos", {rows, dim}),
+                                out<float>(grad_neg, "grad_neg", {rows, negatives, dim}),
+                                out<float>(grad_scale, "grad_scale", {})};
+        const Isa isa = parse_isa(isa_name);
+        py::gil_scoped_release release;
+        pairwise_loss(args, isa, threads);
+      },
+      py::arg("q"), py::arg("pos"), py::arg("neg"), py::arg("loss"), py::arg("grad_q") = py::none(),
+      py::arg("grad_pos") = py::none(), py::arg("grad_neg") = py::none(), py::arg("grad_scale") = py::none(),
+      py::kw_only(), py::arg("scale"), py::arg("mask") = py::none(), py::arg("threads") = 1,
+      py::arg("isa") = "auto");
+}
+
 // The packer together with the arrays it points into.
 struct BoundPacker {
   std::vector<py::array> owners;
@@ -390,6 +427,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("best_isa", [] { return ance_fast::isa_name(ance_fast::best_isa()); });
   ance_fast::bind_pool_normalize(m);
   ance_fast::bind_encoder_kernels(m);
+  ance_fast::bind_pairwise_loss(m);
   ance_fast::bind_softmax_gradient(m);
   ance_fast::bind_token_packer(m);
 #ifdef ANCE_FAST_WITH_CUDA

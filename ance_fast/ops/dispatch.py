@@ -1,8 +1,8 @@
 """Which implementation of an op runs, why, and how often each one did.
 
-Every op lists its backends best first. `choose` takes the first that serves the tensor's device and dtype. A backend
-that serves them but cannot run here (the compiled extension does not import) makes the choice a *fallback*: it is
-logged once, and an error when ANCE_FAST_STRICT=1. A GPU kernel of an op is added as one `Backend` line in front of
+Every op lists its backends best first. `choose` takes the first that serves the tensor's device, dtype and width. A
+backend that serves them but cannot run here (the compiled extension does not import) makes the choice a *fallback*: it
+is logged once, and an error when ANCE_FAST_STRICT=1. A GPU kernel of an op is added as one `Backend` line in front of
 "torch".
 """
 
@@ -13,7 +13,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -33,7 +33,8 @@ class Choice(NamedTuple):
 @dataclass(frozen=True)
 class Backend:
     """One implementation: the device types and dtypes it serves (None: all), the reason to give for choosing it on a
-    device type, what it lacks here (None: nothing), and device types that it serves only when asked for by name."""
+    device type, what it lacks here (None: nothing), device types that it serves only when asked for by name, and the
+    most columns that it takes (None: any number)."""
 
     name: str
     reason: Callable[[str], str]
@@ -41,6 +42,7 @@ class Backend:
     dtypes: frozenset[torch.dtype] | None = None
     missing: Callable[[], str | None] = lambda: None
     by_name: frozenset[str] = frozenset()
+    widest: int | None = None
 
 
 @functools.cache
@@ -50,7 +52,7 @@ def extension_problem() -> str | None:
         from ance_fast import _C
     except ImportError as error:
         return f"the compiled extension does not import ({error})"
-    return None if hasattr(_C, "pool_normalize_forward") else "the compiled extension is from another version"
+    return None if hasattr(_C, "pairwise_loss") else "the compiled extension is from another version"
 
 
 def _cpp_reason(_: str) -> str:
@@ -108,38 +110,41 @@ _TRITON = Backend(
 _CHUNKED = Backend("torch", lambda d: "torch in row chunks" + ("" if d == "cpu" else ", no GPU kernel takes it"))
 
 BACKENDS: dict[str, tuple[Backend, ...]] = {
-    "pool_normalize": (_CPP, _CUDA, _TRITON, _TORCH, _REFERENCE),
+    # A row stays in shared memory or in registers.
+    "pool_normalize": (_CPP, replace(_CUDA, widest=8192), replace(_TRITON, widest=16384), _TORCH, _REFERENCE),
     "contrastive_loss": (_CPP, _TRITON, _CHUNKED, _REFERENCE),
-    "pairwise_loss": (_TRITON, _TORCH, _REFERENCE),
+    "pairwise_loss": (_CPP, _TRITON, _TORCH, _REFERENCE),
     "topk_inner_product": (_CHUNKED,),
     "encoder_layer": (_CPP_FLOAT, _TORCH),
 }
 
 
-def choose(op: str, device: torch.device | str, dtype: torch.dtype, backend: str = "auto") -> Choice:
-    """The backend that `op` uses for tensors of this device and dtype, and the reason. Does not count.
+def choose(op: str, device: torch.device | str, dtype: torch.dtype, backend: str = "auto", width: int = 0) -> Choice:
+    """The backend that `op` uses for tensors of this device, dtype and width, and the reason. Does not count.
 
     Raises ConfigError for an unknown or unavailable forced backend, and for a fallback under ANCE_FAST_STRICT=1.
     """
     kind = torch.device(device).type
-    return _explain(*_select(op, kind, dtype, backend), kind)
+    return _explain(*_select(op, kind, dtype, backend, width), kind)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def dispatch(op: str, device: torch.device, dtype: torch.dtype, backend: str) -> str:
+def dispatch(op: str, device: torch.device, dtype: torch.dtype, backend: str, width: int = 0) -> str:
     """`choose`, counted. Under torch.compile it runs, and counts, once when the graph is traced."""
-    name = _select(op, device.type, dtype, backend)[0].name
+    name = _select(op, device.type, dtype, backend, width)[0].name
     _COUNTS[op, device.type, name] += 1
     return name
 
 
-def _select(op: str, kind: str, dtype: torch.dtype, backend: str, warn: bool = True) -> tuple[Backend, str | None]:
+def _select(
+    op: str, kind: str, dtype: torch.dtype, backend: str, width: int = 0, warn: bool = True
+) -> tuple[Backend, str | None]:
     """The backend, and what a better one lacks here if this is a fallback."""
     if backend != "auto":
-        return _forced(op, kind, dtype, backend), None
+        return _forced(op, kind, dtype, backend, width), None
     missing: str | None = None
     for candidate in BACKENDS[op]:
-        if _unserved(candidate, kind, dtype):
+        if _unserved(candidate, kind, dtype, width):
             continue
         problem = candidate.missing()
         if problem is None:
@@ -152,11 +157,10 @@ def _select(op: str, kind: str, dtype: torch.dtype, backend: str, warn: bool = T
     raise ConfigError(f"{op}: no backend for {dtype} on {kind}")
 
 
-def _forced(op: str, kind: str, dtype: torch.dtype, backend: str) -> Backend:
+def _forced(op: str, kind: str, dtype: torch.dtype, backend: str, width: int) -> Backend:
     for candidate in BACKENDS[op]:
         if candidate.name == backend:
-            unserved = None if kind in candidate.by_name else _unserved(candidate, kind, dtype)
-            problem = unserved or candidate.missing()
+            problem = _unserved(candidate, kind, dtype, width, candidate.by_name) or candidate.missing()
             if problem:
                 raise ConfigError(f"{op}: backend {backend!r} is not available: {problem}")
             return candidate
@@ -190,11 +194,15 @@ def _described(op: str, device: str) -> Choice:
         return Choice("none", str(error))
 
 
-def _unserved(backend: Backend, device: str, dtype: torch.dtype) -> str | None:
-    if backend.devices is not None and device not in backend.devices:
+def _unserved(
+    backend: Backend, device: str, dtype: torch.dtype, width: int, by_name: frozenset[str] = frozenset()
+) -> str | None:
+    if backend.devices is not None and device not in backend.devices | by_name:
         return f"it does not run on {device}"
     if backend.dtypes is not None and dtype not in backend.dtypes:
         return f"it does not take {dtype}"
+    if backend.widest is not None and width > backend.widest:
+        return f"it takes rows of at most {backend.widest} columns, not {width}"
     return None
 
 

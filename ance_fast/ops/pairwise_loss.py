@@ -6,6 +6,10 @@ Xiong et al. 2021 (ANCE), negative log likelihood of the positive against one ne
 
 from __future__ import annotations
 
+import functools
+import importlib
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -79,12 +83,22 @@ def pairwise_loss_reference(
     dtype = accumulate_dtype(q)
     with without_autocast(q.device):
         q, pos, neg = q.to(dtype), pos.to(dtype), neg.to(dtype)
-        valid = torch.ones_like(neg[:, :, 0], dtype=torch.bool) if mask is None else mask
+        valid = neg.new_ones(neg.shape[:2], dtype=torch.bool) if mask is None else mask
         neg = torch.where(valid[:, :, None], neg, neg.new_zeros(()))
         difference = torch.einsum("bhd,bd->bh", neg, q) - (q * pos).sum(1, keepdim=True)
         terms = torch.where(valid, softplus(scale_tensor(scale).to(dtype) * difference), neg.new_zeros(()))
         rows = terms.sum(1) / valid.sum(1).clamp(min=1)
         return rows.sum() / max(q.shape[0], 1)
+
+
+_KERNELS = {"cpp": "cpu", "triton": "triton"}
+
+
+@functools.cache
+def _kernel(backend: str) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+    # Imported on use: each needs something that may not be installed.
+    module = importlib.import_module(f"ance_fast.ops.pairwise_loss_{_KERNELS[backend]}")
+    return module.compute_pairwise
 
 
 def _compute(
@@ -98,10 +112,8 @@ def _compute(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Loss and, if needed, its gradients in the accumulation dtype (else empty)."""
-    if backend == "triton":
-        from ance_fast.ops.pairwise_loss_triton import compute_pairwise
-
-        loss, grad_q, grad_pos, grad_neg, grad_scale = compute_pairwise(q, pos, neg, scale, mask, need_grad)
+    if backend in _KERNELS:
+        loss, grad_q, grad_pos, grad_neg, grad_scale = _kernel(backend)(q, pos, neg, scale, mask, need_grad)
         # Moved only when wanted: a number is on the CPU, and moving its gradient there would wait for the device.
         grad_scale = grad_scale.to(scale.device) if need_scale else scale.new_empty(0, dtype=loss.dtype)
         return loss, grad_q, grad_pos, grad_neg, grad_scale
