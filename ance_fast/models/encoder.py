@@ -36,6 +36,7 @@ class Encoder(nn.Module):
     """A bi-encoder tower: transformer -> pooling -> optional Dense/LayerNorm modules -> optional L2 normalisation.
 
     Make one with `Encoder.load`. Calling it on a `PackedBatch` gives embeddings float32 [B, dim]; `encode*` take texts.
+    Embeddings on a GPU go to CuPy without a copy: `cupy.from_dlpack(embeddings.detach())`, or output="cupy" below.
     """
 
     def __init__(self, backbone: PackedBackbone, head: nn.ModuleList, tokenizer: Any, layout: CheckpointLayout) -> None:
@@ -238,12 +239,13 @@ class Encoder(nn.Module):
         `prompt` (or the checkpoint's prompt called `prompt_name`, or its default) is put before every text. Texts are
         cut at `max_length` tokens (the checkpoint's by default). `normalize_embeddings=True` L2-normalises on top of
         what the checkpoint does. `truncate_dim` keeps the first dimensions (Matryoshka), before normalising.
-        `output`: "numpy", "torch" or "cupy" (the last two on the encoder's device, ordered on the current stream).
+        `output`: "numpy", "torch" (a tensor on the encoder's device, in order on torch's current stream) or "cupy" (the
+        memory of that tensor, which must be on a GPU; CuPy's current stream waits for torch's). A CuPy array that dies
+        gives its memory back to torch: keep it until CuPy's work on it is done.
 
         Raises `ConfigError` for an unknown prompt name or output, `TypeError` for inputs that are not text.
         """
-        if output not in ("numpy", "torch", "cupy"):
-            raise ConfigError(f"output={output!r}: choose numpy, torch or cupy")
+        export = _exporter(output, self.device)
         texts = [inputs] if isinstance(inputs, str) else list(inputs)
         for position, text in enumerate(texts):
             if not isinstance(text, str):
@@ -258,7 +260,7 @@ class Encoder(nn.Module):
             embeddings = embeddings[:, :truncate_dim]
         if normalize_embeddings:
             embeddings = F.normalize(embeddings, dim=-1)
-        return _export(embeddings[0] if isinstance(inputs, str) else embeddings, output)
+        return export(embeddings[0] if isinstance(inputs, str) else embeddings)
 
     def encode_query(self, inputs: str | Sequence[str], **options: Any) -> Any:
         """`encode` with the checkpoint's query prompt and maximum query length."""
@@ -373,13 +375,18 @@ def _progress(show: bool, total: int) -> Iterator[Callable[[int], None] | None]:
         yield advance
 
 
-def _export(embeddings: Tensor, output: str) -> Any:
+def _exporter(output: str, device: torch.device) -> Callable[[Tensor], Any]:
+    """What makes embeddings on `device` the output asked for; raises before any is computed."""
     if output == "numpy":
-        return embeddings.cpu().numpy()
+        return lambda embeddings: embeddings.cpu().numpy()
     if output == "torch":
-        return embeddings
+        return lambda embeddings: embeddings
+    if output != "cupy":
+        raise ConfigError(f"output={output!r}: choose numpy, torch or cupy")
+    if device.type != "cuda":
+        raise ConfigError(f"output='cupy' needs the encoder on a GPU; it is on {device}")
     try:
         import cupy
     except ImportError as error:
         raise MissingDependencyError("output='cupy' needs CuPy: pip install 'ance_fast[gpu]'") from error
-    return cupy.from_dlpack(embeddings)
+    return cupy.from_dlpack

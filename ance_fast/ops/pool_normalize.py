@@ -7,12 +7,14 @@ the pooled rows alone, so no activation of size [T, D] is kept for it.
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import Tensor
 
 from ance_fast.errors import ConfigError
 from ance_fast.ops.dispatch import dispatch
-from ance_fast.ops.interchange import as_tensor
+from ance_fast.ops.interchange import as_optional_tensor, as_tensor
 from ance_fast.ops.pool_normalize_wiring import run_pool
 
 MODES = ("mean", "cls", "last", "max")
@@ -34,22 +36,26 @@ def pool_normalize(
     """One vector a sequence: pool its tokens, then normalise.
 
     hidden: [T, D] packed token rows, any float dtype; sums are fp32 (fp64 for fp64).
-        Both may be CuPy or NumPy arrays, taken without a copy.
     cu_seqlens: int32 [B + 1] on the device of hidden; sequence b is rows cu_seqlens[b] to cu_seqlens[b + 1].
     mode: "mean"; "cls", the first token; "last", the last token; "max" over tokens per column (the first of equals gets
         the gradient).
     norm: "none"; "l2", x / max(|x|, eps) as torch.nn.functional.normalize; "layernorm" with weight and bias [D]
         (default ones and zeros).
     out_dtype: dtype of the result; default that of hidden.
+    All of them may be arrays of other libraries (`interchange.as_tensor`), taken without a copy.
 
     Returns [B, D]. An empty sequence gives a row of zeros whatever the norm, and no gradient. Differentiable once in
     hidden, weight and bias (backend="reference": any number of times). Raises ConfigError for wrong shapes, dtypes or
-    settings; offsets that are not 0 .. T are found on the CPU only, since a look at device memory would wait for it.
+    settings. Offsets that do not rise from 0 to T raise it on the CPU; on a GPU, where a look at them would wait for
+    the device, the kernels cut them to that range.
     """
     hidden, cu_seqlens = as_tensor("hidden", hidden), as_tensor("cu_seqlens", cu_seqlens)
+    weight, bias = as_optional_tensor("weight", weight), as_optional_tensor("bias", bias)
     _check(hidden, cu_seqlens, mode, norm, weight, bias, eps)
     out_dtype = out_dtype or hidden.dtype
-    chosen = dispatch("pool_normalize", hidden.device, hidden.dtype, backend)
+    # Of a size that torch.compile keeps symbolic, index makes the number that a choice needs.
+    width = operator.index(hidden.shape[1])
+    chosen = dispatch("pool_normalize", hidden.device, hidden.dtype, backend, width)
     if chosen in ("torch", "reference"):
         _check_offsets(cu_seqlens, hidden.shape[0])
         return pool_normalize_reference(
@@ -75,14 +81,16 @@ def pool_head(
     """`pool_normalize` with a linear layer between pooling and norm: norm(head_weight @ pool(tokens) + head_bias).
 
     The defaults are the head of ANCE (first token, Linear, LayerNorm; Xiong et al. 2021). head_weight [E, D], head_bias
-    [E], weight and bias [E]. Returns [B, E]; an empty sequence gives zeros and no gradient. Errors as `pool_normalize`.
+    [E], weight and bias [E]; the pooled rows take the dtype of head_weight. Returns [B, E] in out_dtype (default that
+    of hidden, under autocast too); an empty sequence gives zeros and no gradient. Errors as `pool_normalize`.
     """
     hidden, cu_seqlens = as_tensor("hidden", hidden), as_tensor("cu_seqlens", cu_seqlens)
+    head_weight, head_bias = as_tensor("head_weight", head_weight), as_optional_tensor("head_bias", head_bias)
     if head_weight.ndim != 2 or hidden.ndim != 2 or head_weight.shape[1] != hidden.shape[1]:
         raise ConfigError(
             f"head_weight must be [E, D] with D of hidden; got {list(head_weight.shape)} for {list(hidden.shape)}"
         )
-    pooled = pool_normalize(hidden, cu_seqlens, mode=mode, norm="none", backend=backend)
+    pooled = pool_normalize(hidden, cu_seqlens, mode=mode, norm="none", out_dtype=head_weight.dtype, backend=backend)
     projected = torch.nn.functional.linear(pooled, head_weight, head_bias)
     single = torch.arange(projected.shape[0] + 1, dtype=torch.int32, device=projected.device)
     out = pool_normalize(
@@ -93,10 +101,10 @@ def pool_head(
         weight=weight,
         bias=bias,
         eps=eps,
-        out_dtype=out_dtype,
+        out_dtype=out_dtype or hidden.dtype,
         backend=backend,
     )
-    return torch.where((cu_seqlens.diff() == 0)[:, None], out.new_zeros(()), out)
+    return torch.where((cu_seqlens.diff() == 0)[:, None], 0.0, out)
 
 
 def pool_normalize_reference(

@@ -32,6 +32,13 @@ NO_TOKEN = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
+def _span(cu_seqlens, sequence, tokens):
+    """First token of a sequence and the one after its last; cut, so that wrong offsets reach no memory outside."""
+    begin = tl.minimum(tl.maximum(tl.load(cu_seqlens + sequence), 0), tokens)
+    return begin, tl.minimum(tl.maximum(tl.load(cu_seqlens + sequence + 1), begin), tokens)
+
+
+@triton.jit
 def _sum_tokens(hidden, begin, end, dim, GROUP: tl.constexpr, BLOCK: tl.constexpr):
     """[BLOCK] sum over tokens begin .. end."""
     column = tl.arange(0, BLOCK)
@@ -66,10 +73,11 @@ def _max_tokens(hidden, begin, end, dim, GROUP: tl.constexpr, BLOCK: tl.constexp
     return tl.where(any_nan, float("nan"), top), first
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def pool_forward_kernel(
     hidden,
     cu_seqlens,
+    tokens,
     dim,
     weight,
     bias,
@@ -84,7 +92,7 @@ def pool_forward_kernel(
     BLOCK: tl.constexpr,
 ):
     sequence = tl.program_id(0).to(tl.int64)
-    begin, end = tl.load(cu_seqlens + sequence), tl.load(cu_seqlens + sequence + 1)
+    begin, end = _span(cu_seqlens, sequence, tokens)
     column = tl.arange(0, BLOCK)
     within = column < dim
     # Of an empty sequence no column is there.
@@ -140,10 +148,11 @@ def _through_norm(grad, row, first_stat, second_stat, weight, column, dim, eps, 
     return inner * second_stat, unit
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def pool_backward_kernel(
     grad_out,
     cu_seqlens,
+    tokens,
     sequences,
     dim,
     weight,
@@ -166,7 +175,7 @@ def pool_backward_kernel(
     program = tl.program_id(0).to(tl.int64)
     for others in range(0, sequences - program, tl.num_programs(0)):
         sequence = program + others
-        begin, end = tl.load(cu_seqlens + sequence), tl.load(cu_seqlens + sequence + 1)
+        begin, end = _span(cu_seqlens, sequence, tokens)
         # An empty sequence has no gradient, whatever stands in grad_out.
         there = column < tl.where(end > begin, dim, 0)
         grad = tl.load(grad_out + sequence * dim + column, mask=there, other=0.0).to(tl.float32)
@@ -213,7 +222,7 @@ def compute_pool(
     """Result [B, D], and for the backward pass (empty where unused): pooled [B, D], stats [B, 2], argmax int32 [B, D].
 
     hidden: [T, D], weight and bias [D], out_dtype: fp32, fp16 or bf16, each its own. cu_seqlens: int32 [B + 1]; never
-    waits for the device, so it cannot check that it rises from 0 to T. ConfigError for D over TILE.
+    waits for the device, so offsets that do not rise from 0 to T are cut to it. ConfigError for D over TILE.
     """
     block, group, warps = _shape_of(hidden.shape[1])
     out, pooled, stats, argmax = outputs(hidden, cu_seqlens, mode, norm, out_dtype, save)
@@ -223,6 +232,7 @@ def compute_pool(
             pool_forward_kernel[(out.shape[0],)](
                 hidden.contiguous(),
                 cu_seqlens.contiguous(),
+                hidden.shape[0],
                 hidden.shape[1],
                 None if weight is None else weight.contiguous(),
                 None if bias is None else bias.contiguous(),
@@ -270,6 +280,7 @@ def compute_pool_backward(
             pool_backward_kernel[(programs,)](
                 grad_out.contiguous(),
                 cu_seqlens.contiguous(),
+                tokens,
                 sequences,
                 dim,
                 None if weight is None else weight.contiguous(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,6 +148,22 @@ def test_a_string_gives_a_vector_and_a_list_a_matrix_whatever_the_budget(minilm:
     assert isinstance(encoder.encode(texts[:2], output="torch"), torch.Tensor)
 
 
+def test_embeddings_on_a_gpu_go_to_cupy_without_a_copy(tiny: Callable[..., Path], monkeypatch: Any) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    cupy = pytest.importorskip("cupy", reason="no GPU array library (cupy)")
+    encoder = Encoder.load(str(tiny("Bert")), device="cuda", dtype="float32")
+    texts = ["one text", "another one"]
+    expected = encoder.encode(texts)
+    shared: list[torch.Tensor] = []
+    inner = encoder.encode_tokens
+    monkeypatch.setattr(encoder, "encode_tokens", lambda *a, **k: shared.append(inner(*a, **k)) or shared[-1])
+    with torch.cuda.stream(torch.cuda.Stream()), cupy.cuda.Stream(non_blocking=True):
+        array = encoder.encode(texts, output="cupy")
+        assert array.data.ptr == shared[0].data_ptr()
+        np.testing.assert_allclose((array * 2).get(), 2 * expected, atol=1e-6)
+
+
 def test_truncate_dim_and_normalize_are_those_of_sentence_transformers(minilm: Path) -> None:
     theirs = SentenceTransformer(str(minilm), device="cpu")
     encoder = Encoder.load(str(minilm))
@@ -164,6 +181,8 @@ def test_what_is_not_text_or_not_known_is_refused(minilm: Path) -> None:
         encoder.encode("a", prompt_name="nope")
     with pytest.raises(ConfigError, match="numpy, torch or cupy"):
         encoder.encode("a", output="jax")
+    with pytest.raises(ConfigError, match="output='cupy' needs the encoder on a GPU; it is on cpu"):
+        Encoder.load(str(minilm), device="cpu", num_layers=1).encode("a", output="cupy")
     with pytest.raises(ConfigError, match="device='foo'"):
         Encoder.load(str(minilm), device="foo")
     with pytest.raises(ConfigError, match="num_layers=9"):

@@ -92,8 +92,31 @@ def test_a_forced_backend_that_cannot_run_says_why(no_extension):
 def test_a_forced_backend_of_another_device_or_dtype_says_so():
     with pytest.raises(ConfigError, match="it does not run on cuda"):
         dispatch.choose("pool_normalize", "cuda", torch.float32, "cpp")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        with pytest.raises(ConfigError, match=r"it does not take torch\.float64"):
+            dispatch.choose("pool_normalize", "cpu", torch.float64, "triton")
     with pytest.raises(ConfigError, match=r"it does not take torch\.float64"):
         dispatch.choose("pool_normalize", "cpu", torch.float64, "cpp")
+
+
+def test_a_row_too_wide_for_a_kernel_goes_to_the_next_that_takes_it(monkeypatch):
+    monkeypatch.setenv("ANCE_FAST_STRICT", "1")
+    backends = [dataclasses.replace(backend, missing=lambda: None) for backend in dispatch.BACKENDS["pool_normalize"]]
+    monkeypatch.setattr(dispatch, "BACKENDS", dispatch.BACKENDS | {"pool_normalize": tuple(backends)})
+    for width, backend in ((0, "cuda"), (8192, "cuda"), (8193, "triton"), (16384, "triton"), (16385, "torch")):
+        assert dispatch.choose("pool_normalize", "cuda", torch.float16, width=width).backend == backend
+    assert dispatch.choose("pool_normalize", "cpu", torch.float32, width=16385).backend == "cpp"
+    with pytest.raises(ConfigError, match="backend 'cuda' is not available: it takes rows of at most 8192 columns"):
+        dispatch.choose("pool_normalize", "cuda", torch.float16, "cuda", 8193)
+
+
+def test_the_widest_rows_are_those_that_the_kernels_take():
+    from ance_fast import _C
+    from ance_fast.ops.pool_normalize_triton import TILE
+
+    widest = {backend.name: backend.widest for backend in dispatch.BACKENDS["pool_normalize"]}
+    assert widest["triton"] == TILE
+    assert widest["cuda"] == getattr(_C, "pool_max_dim_cuda", 8192)  # not there in an extension built without CUDA
 
 
 def test_every_call_is_counted_under_the_backend_that_ran():

@@ -174,6 +174,13 @@ def test_it_compiles_into_one_graph_with_its_gradient():
     torch.testing.assert_close(torch.autograd.grad((compiled(hidden, cu) * upstream).sum(), hidden), eager)
 
 
+def test_it_compiles_with_sizes_that_change():
+    compiled = torch.compile(lambda h, c: pool_normalize(h, c), fullgraph=True, backend="aot_eager", dynamic=True)
+    for lengths, dim in (((4, 5), 6), ((3, 3, 4), 6), ((3, 3, 4), 7)):
+        hidden, cu = torch.randn(sum(lengths), dim), offsets(*lengths)
+        torch.testing.assert_close(compiled(hidden, cu), pool_normalize(hidden, cu))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -223,6 +230,73 @@ def test_the_head_is_pool_then_linear_then_norm(backend):
         strict=True,
     ):
         torch.testing.assert_close(mine, theirs)
+
+
+def head_case(lengths=(2, 0, 3), dim=6, width=5, dtype=torch.float32):
+    """Offsets, and in `dtype` the rows, weight and bias of the Linear, weight and bias of the norm."""
+    shapes = ((sum(lengths), dim), (width, dim), (width,), (width,), (width,))
+    return offsets(*lengths), [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch", *INTERPRETED])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_head_and_its_gradients_are_those_of_float64(mode, norm, backend):
+    cu, leaves = head_case()
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    parameters = 2 if norm == "layernorm" else 0
+
+    def run(leaves, backend):
+        named = dict(zip(("weight", "bias"), leaves[3 : 3 + parameters], strict=False))
+        return pool_head(leaves[0], cu, leaves[1], leaves[2], mode=mode, norm=norm, backend=backend, **named)
+
+    actual, wanted = run(leaves, backend), run(exact, "reference")
+    assert wanted.dtype == torch.float64
+    torch.testing.assert_close(actual, wanted.float())
+    upstream = torch.randn(3, 5)
+    for mine, theirs in zip(
+        torch.autograd.grad((actual * upstream).sum(), leaves[: 3 + parameters]),
+        torch.autograd.grad((wanted * upstream).sum(), exact[: 3 + parameters]),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs.float(), rtol=1e-4, atol=1e-5)
+
+
+def test_under_autocast_the_heads_product_alone_is_rounded():
+    cu, (hidden, head, head_bias, weight, bias) = head_case()
+    exact = pool_head(hidden, cu, head, head_bias, weight=weight, bias=bias)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = pool_head(hidden, cu, head, head_bias, weight=weight, bias=bias)
+        product = F.linear(hidden[[0, 2]], head, head_bias)
+    assert (product.dtype, rounded.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(rounded[[0, 2]], F.layer_norm(product.float(), (5,), weight, bias))
+    assert not torch.equal(rounded, exact)
+    rounded.sum().backward()
+    assert all(leaf.grad.dtype == torch.float32 for leaf in (hidden, head, head_bias, weight, bias))
+
+
+def test_a_head_in_fp32_takes_rows_in_half_precision():
+    cu, (hidden, *parameters) = head_case()
+    rows = hidden.detach().bfloat16().requires_grad_()
+    head, head_bias, weight, bias = parameters
+    out = pool_head(rows, cu, head, head_bias, weight=weight, bias=bias, out_dtype=torch.float32)
+    wanted = pool_head(rows.float(), cu, head, head_bias, weight=weight, bias=bias)
+    torch.testing.assert_close(out, wanted, rtol=0, atol=0)
+    assert pool_head(rows, cu, head, head_bias, norm="none").dtype == torch.bfloat16
+    out.sum().backward()
+    assert rows.grad.dtype == torch.bfloat16
+
+
+def test_the_head_compiles_into_one_graph_with_its_gradients():
+    cu, leaves = head_case()
+
+    def run(hidden, head, head_bias, weight, bias):
+        return pool_head(hidden, cu, head, head_bias, weight=weight, bias=bias)
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    upstream = torch.randn(3, 5)
+    eager = torch.autograd.grad((run(*leaves) * upstream).sum(), leaves)
+    torch.testing.assert_close(torch.autograd.grad((compiled(*leaves) * upstream).sum(), leaves), eager)
 
 
 def test_a_head_of_another_width_is_refused():
