@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU here")
-    ours = [provider for provider in providers(False) if provider.name == "ours (auto)"]
+    ours = [provider for provider in providers() if provider.name == "ours (auto)"]
     for case in odd_cases(options.device):
         for row in check_case(case, ours):
             errors = ", ".join(f"{name} {value:.0e}" for name, value in row["errors"].items())

@@ -114,7 +114,9 @@ def _heading(system: dict[str, Any]) -> str:
         "ratio: time of eager fp32 / time of the row, median over rounds (20th to 80th percentile); above 1 is faster. "
         "TFLOP/s and GB/s count what the task requires. of ceiling: time at the ceiling that binds / time. "
         "Errors: largest difference from float64 over the largest element. "
-        "Peak: beyond the inputs, the returned gradients included.\n"
+        "Peak: beyond the inputs, the returned gradients included. Rounds: those it was timed in. Masks by doc_ids: "
+        "columns that hold the document of the row's target are left out, about a fifth share theirs with another; no "
+        "lists of further positives.\n"
     )
 
 
@@ -125,8 +127,8 @@ def _contestants(rows: list[Row]) -> str:
 
 def _table(rows: list[Row]) -> str:
     unit, factor = ("µs a call", 1e3) if rows[0]["group"] == "overhead" else ("ms", 1.0)
-    columns = f"{unit} p20 / p50 / p80 | ratio | TFLOP/s | GB/s | of ceiling | peak MiB | error: result, gradients"
-    lines = [f"| provider | {columns} |", "| --- |" + " ---: |" * 7]
+    columns = f"{unit} p20 / p50 / p80 | rounds | ratio | TFLOP/s | GB/s | of ceiling | peak MiB"
+    lines = [f"| provider | {columns} | error: result, gradients |", "| --- |" + " ---: |" * 8]
     lines += [_line(row, factor) for row in rows if row["status"] == "ok"]
     reasons = [f"- {row['provider']}: {row['status']}: {row['reason']}" for row in rows if row["status"] != "ok"]
     return "\n".join([*lines, "", *reasons, ""] if reasons else [*lines, ""])
@@ -137,6 +139,7 @@ def _line(row: Row, factor: float) -> str:
     cells = [
         row["provider"],
         " / ".join(f"{ms[key] * factor:.4g}" for key in ("p20", "p50", "p80")),
+        str(row["rounds"]),
         "-" if ratio is None else f"{ratio['p50']:.2f} ({ratio['p20']:.2f} to {ratio['p80']:.2f})",
         f"{row['tflops']:.3g}" if "tflops" in row else "-",
         f"{row['gbps']:.4g}" if "gbps" in row else "-",
@@ -150,17 +153,28 @@ def _line(row: Row, factor: float) -> str:
 def _memory_table(rows: list[Row]) -> str:
     points = rows[0]["points"]
     head = "".join(f" B={point['batch']}: MiB |" for point in points)
-    lines = [f"| provider |{head} bytes a row |", "| --- |" + " ---: |" * (len(points) + 1)]
+    lines = [f"| provider |{head} bytes a row, fitted |", "| --- |" + " ---: |" * (len(points) + 1)]
     for row in rows:
-        cells = "".join("  - |" if p["bytes"] is None else f" {p['bytes'] / 2**20:.1f} |" for p in row["points"])
+        cells = "".join(" - |" if p["bytes"] is None else f" {p['bytes'] / 2**20:.1f} |" for p in row["points"])
         slope = "-" if row["bytes_per_row"] is None else f"{row['bytes_per_row']:.0f}"
         lines.append(f"| {row['provider']} |{cells} {slope} |")
     formula = "".join(f" {point['formula_bytes'] / 2**20:.1f} |" for point in points)
     lines.append(
-        f"| 1.2 x (chunk N 4 + (B + N) D 4), chunk {rows[0]['chunk_rows']} |{formula} "
+        f"| allowed: 1.2 x (chunk N 4 + (B + N) D 4), chunk {rows[0]['chunk_rows']} |{formula} "
         f"{rows[0]['formula_bytes_per_row']:.0f} |"
     )
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", *(f"- {memory_verdict(row)}" for row in rows), ""])
+
+
+def memory_verdict(row: Row) -> str:
+    """One sentence: does the measured peak stay within the formula at every batch, and what does a row cost?"""
+    begin = f"{row['provider']}: peak memory"
+    if row["within"] is None:
+        return f"{begin} not measured ({row['reason']})"
+    shares = ", ".join(f"{p['bytes'] / p['formula_bytes']:.2f} (B={p['batch']})" for p in row["points"])
+    verdict = "within what is allowed" if row["within"] else "BEYOND what is allowed"
+    slope = f"fitted {row['bytes_per_row']:.0f} bytes a row, formula {row['formula_bytes_per_row']:.0f}"
+    return f"{begin} {verdict}: {shares} of it; {slope}"
 
 
 def write_roofline(path: Path, system: dict[str, Any], rows: list[Row]) -> None:
@@ -173,7 +187,7 @@ def write_roofline(path: Path, system: dict[str, Any], rows: list[Row]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    points = [row for row in rows if row["status"] == "ok" and "tflops" in row]
+    points = [row for row in rows if row["status"] == "ok" and row.get("tflops")]
     figure, axes = pyplot.subplots(figsize=(10, 6.5), layout="constrained")
     bandwidth = system["ceilings"]["copy"]["per_second"]
     intensities = [row["flops"] / row["bytes"] for row in points]

@@ -3,9 +3,11 @@
     python -m benchmarks.run --suite ops --device cpu --out DIR [--rounds N] [--threads 1] [--shapes small|full]
 
 Each round times every contestant once, in an order that alternates, so that what the machine does meanwhile touches all
-of them; ratios are taken within a round. Every result is compared with float64 before it is timed. DIR receives
-system.json, results.jsonl, results.md and roofline.png; `python -m benchmarks.compare A B` compares two such folders. A
-contestant that cannot run is named with the reason; an error of an op of this package ends the run.
+of them; ratios are taken within a round, and a slow rival sits out some rounds. Every result is compared with float64
+before it is timed. On a CPU the peak memory of the contrastive loss is also measured over three batches and held
+against a formula. DIR receives system.json, results.jsonl, results.md and roofline.png; `python -m benchmarks.compare A
+B` compares two such folders. A contestant that cannot run is named with the reason; an error of an op of this package
+ends the run.
 """
 
 from __future__ import annotations
@@ -13,14 +15,13 @@ from __future__ import annotations
 import argparse
 import sys
 import traceback
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from benchmarks import results
 from benchmarks.ops import measure
-from benchmarks.ops.cases import GROUPS, Case, cases, memory_fit
+from benchmarks.ops.cases import GROUPS, cases, memory_fits
 from benchmarks.ops.measure import Clock, CpuClock, CudaClock, CudaHostClock
 from benchmarks.ops.providers import BASELINE, Provider, providers
 from benchmarks.ops.suite import SuiteError, fit_memory, run_case
@@ -67,10 +68,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--shapes", choices=["small", "full"], default="full", help="small: a trial of the machinery")
     parser.add_argument("--only", choices=GROUPS, nargs="+", default=list(GROUPS))
     parser.add_argument("--providers", nargs="+", help=f"these alone, beside {BASELINE} [all]")
-    parser.add_argument("--all", action="store_true", help="also what a CPU runs much slower than fp32")
     options = parser.parse_args(arguments)
     options.rounds = options.rounds or ROUNDS[options.device]
-    known = [provider.name for provider in providers(True)]
+    known = [provider.name for provider in providers()]
     unknown = [name for name in options.providers or [] if name not in known]
     if unknown:
         parser.error(f"unknown provider {unknown[0]!r}; there are: {', '.join(known)}")
@@ -83,18 +83,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def contestants(options: argparse.Namespace) -> list[Provider]:
     wanted = options.providers
-    return [p for p in providers(options.all) if wanted is None or p.name == BASELINE or p.name in wanted]
+    return [p for p in providers() if wanted is None or p.name == BASELINE or p.name in wanted]
 
 
 def memory_rows(options: argparse.Namespace) -> list[results.Row]:
-    fit = memory_fit(options.shapes)
-    print(f"memory of the contrastive loss, {fit.shape}", file=sys.stderr, flush=True)
-
-    def case_of(batch: int) -> Case:
-        return Case("contrastive", "contrastive", fit.shape, torch.float32, "cpu", partial(fit.make, batch))
-
     wanted = [provider for provider in contestants(options) if provider.ours or provider.name == BASELINE]
-    return fit_memory(fit, wanted, case_of)
+    rows = []
+    for fit in memory_fits(options.shapes):
+        print(f"memory of the contrastive loss, {fit.shape}", file=sys.stderr, flush=True)
+        for row in fit_memory(fit, wanted):
+            print(results.memory_verdict(row), file=sys.stderr, flush=True)
+            rows.append(row)
+    return rows
 
 
 if __name__ == "__main__":

@@ -42,13 +42,24 @@ class MemoryFit:
     batches: tuple[int, ...]
     columns: int
     dim: int
+    masks: bool
 
     @property
     def shape(self) -> str:
-        return f"B={','.join(map(str, self.batches))} N={self.columns} D={self.dim}"
+        return f"B={','.join(map(str, self.batches))} N={self.columns} D={self.dim}, {_masks(self.masks)}"
 
-    def make(self, batch: int) -> Problem:
-        return problems.contrastive(batch, self.columns, self.dim, FP32, "cpu", masks=False, chunk_rows=FIT_CHUNK_ROWS)
+    def case(self, batch: int) -> Case:
+        make = partial(
+            problems.contrastive,
+            batch,
+            self.columns,
+            self.dim,
+            FP32,
+            "cpu",
+            masks=self.masks,
+            chunk_rows=FIT_CHUNK_ROWS,
+        )
+        return Case("contrastive", "contrastive", self.shape, FP32, "cpu", make)
 
     def formula(self, batch: int) -> float:
         """1.2 x (the chunk of logits and both gradients), bytes."""
@@ -66,8 +77,9 @@ def cases(device: str, shapes: str, groups: tuple[str, ...]) -> list[Case]:
     return [case for case in makers[device, shapes](device) if case.group in groups]
 
 
-def memory_fit(shapes: str) -> MemoryFit:
-    return MemoryFit((32, 64, 96), 128, 16) if shapes == "small" else MemoryFit((1024, 2048, 4096), 4096, 768)
+def memory_fits(shapes: str) -> list[MemoryFit]:
+    batches, columns, dim = ((32, 64, 96), 128, 16) if shapes == "small" else ((1024, 2048, 4096), 4096, 768)
+    return [MemoryFit(batches, columns, dim, masks) for masks in (True, False)]
 
 
 def odd_cases(device: str) -> Iterator[Case]:
@@ -86,6 +98,7 @@ def _small(device: str) -> Iterator[Case]:
     yield _contrastive(64, 128, 32, FP32, device, masks=True)
     yield _contrastive(64, 128, 32, FP32, device)
     yield _pool(16, 32, FP32, device)
+    yield _pool(16, 32, FP32, device, length=9)
     yield _pool(16, 32, FP32, device, backward=False)
     yield _pool(16, 32, FP32, device, mode="max", norm="layernorm")
     yield _pairwise(16, 4, 32, FP32, device)
@@ -97,6 +110,7 @@ def _cpu(device: str) -> Iterator[Case]:
     yield _pairwise(256, 4, 768, FP32, device)
     for dim in (384, 768):
         yield _pool(256, dim, FP32, device)
+        yield _pool(256, dim, FP32, device, length=57)
     for mode, norm in (("cls", "layernorm"), ("max", "layernorm"), ("mean", "layernorm"), ("cls", "l2"), ("max", "l2")):
         yield _pool(256, 768, FP32, device, mode=mode, norm=norm)
     yield _contrastive(512, 1024, 384, FP32, device)
@@ -113,6 +127,7 @@ def _cuda(device: str) -> Iterator[Case]:
     yield _contrastive(8192, 16384, 768, BF16, device, masks=True)
     yield _pool(24576, 768, BF16, device, backward=False)
     yield _pool(24576, 768, BF16, device)
+    yield _pool(24576, 768, BF16, device, length=60)
     for mode, norm in (("cls", "layernorm"), ("max", "l2")):
         yield _pool(24576, 768, BF16, device, mode=mode, norm=norm)
     yield _step(8192, 16384, 768, BF16, device)
@@ -130,7 +145,7 @@ def _overhead(device: str) -> Iterator[Case]:
         made: dict[str, Callable[[], Problem]] = {
             "contrastive": partial(problems.contrastive, 16, 32, 64, dtype, device, masks=False),
             "pairwise": partial(problems.pairwise, 16, 1, 64, dtype, device),
-            "pool": partial(problems.pool, 4, 64, dtype, device, mode="mean", norm="l2"),
+            "pool": partial(problems.pool, problems.lognormal_lengths(4), 64, dtype, device, mode="mean", norm="l2"),
         }
         shapes = {"contrastive": "16x32x64", "pairwise": "B=16 H=1 D=64", "pool": "4 sequences D=64 mean+l2"}
         for op, make in made.items():
@@ -149,9 +164,14 @@ def _contrastive(
     most_rounds: int | None = None,
     checked: bool = True,
 ) -> Case:
-    shape = f"{batch}x{columns}x{dim}{note}{', masks' if masks else ', no masks'}"
+    shape = f"{batch}x{columns}x{dim}{note}, {_masks(masks)}"
     make = partial(problems.contrastive, batch, columns, dim, dtype, device, masks=masks)
     return Case("contrastive", "contrastive", shape, dtype, device, make, checked, most_rounds)
+
+
+def _masks(masks: bool) -> str:
+    """What `problems.contrastive` masks: columns by their document, without lists of further positives."""
+    return "masks by doc_ids" if masks else "no masks"
 
 
 def _pool(
@@ -163,11 +183,15 @@ def _pool(
     mode: str = "mean",
     norm: str = "l2",
     backward: bool = True,
+    length: int | None = None,
 ) -> Case:
-    tokens = sum(problems.lognormal_lengths(sequences))
+    """`length`: all sequences have it, so that padding adds no token and a ratio to padded pooling is that of fusion
+    alone; by default lengths vary as those of passages do."""
+    lengths = problems.lognormal_lengths(sequences) if length is None else (length,) * sequences
+    tokens = f", {sum(lengths)} tokens" if length is None else f" of {length} tokens"
     direction = "fwd+bwd" if backward else "fwd"
-    shape = f"{sequences} sequences, {tokens} tokens, D={dim}, {mode}+{norm}, {direction}"
-    make = partial(problems.pool, sequences, dim, dtype, device, mode=mode, norm=norm, backward=backward)
+    shape = f"{sequences} sequences{tokens}, D={dim}, {mode}+{norm}, {direction}"
+    make = partial(problems.pool, lengths, dim, dtype, device, mode=mode, norm=norm, backward=backward)
     return Case("pool", "pool", shape, dtype, device, make)
 
 

@@ -91,8 +91,11 @@ class Pool:
 
     @property
     def flops(self) -> float:
-        """Of sums and products alone: one a token and column in each direction."""
-        return self.hidden.numel() * (1.0 if self.gradient is None else 2.0)
+        """One a token and column where all tokens are read, and about four a pooled value for the norm in each
+        direction. The backward pass copies the gradient of a row to its tokens: no arithmetic."""
+        pooled = 0 if self.mode in ("cls", "last") else self.hidden.numel()
+        norm = 0 if self.norm == "none" else 4 * len(self.lengths) * self.hidden.shape[1]
+        return float(pooled + norm * (1 if self.gradient is None else 2))
 
     @property
     def bytes(self) -> float:
@@ -131,8 +134,11 @@ class Pairwise:
 
     @property
     def flops(self) -> float:
-        """A product and a sum an element for the scores and for the gradient of q, a product for the candidates'."""
-        return 5.0 * (self.pos.numel() + self.neg.numel())
+        """The cheaper of two ways. Through a score for each of the 1 + H candidates: a product and a sum an element for
+        the scores and for the gradient of q, a product for the candidates' own. Through q . (n - p) for each negative:
+        one subtraction more, but only the last product for the positive."""
+        negatives = self.neg.shape[1]
+        return float(self.q.numel() * min(5 * (negatives + 1), 6 * negatives + 1))
 
     @property
     def bytes(self) -> float:
@@ -164,7 +170,7 @@ class Step:
     @property
     def flops(self) -> float:
         columns = len(self.pool.lengths) - self.queries
-        return 6.0 * self.queries * columns * self.pool.hidden.shape[1] + 2.0 * self.pool.hidden.numel()
+        return 6.0 * self.queries * columns * self.pool.hidden.shape[1] + self.pool.flops
 
     @property
     def bytes(self) -> float:
@@ -207,7 +213,7 @@ def contrastive(
     batch: int, columns: int, dim: int, dtype: torch.dtype, device: str, *, masks: bool, chunk_rows: int | None = None
 ) -> Contrastive:
     """Unit vectors whose positives stand out moderately, so that neither loss nor gradients vanish; with `masks` about
-    an eighth of the columns share their document with another one."""
+    a fifth of the columns share their document with another one."""
     random = torch.Generator(device).manual_seed(batch + columns + dim)
     q, p = _unit(batch, dim, random), _unit(columns, dim, random)
     p[:batch] = torch.nn.functional.normalize(q + 2 * p[:batch], dim=1)
@@ -216,15 +222,19 @@ def contrastive(
 
 
 def pool(
-    sequences: int, dim: int, dtype: torch.dtype, device: str, *, mode: str, norm: str, backward: bool = True
+    lengths: tuple[int, ...],
+    dim: int,
+    dtype: torch.dtype,
+    device: str,
+    *,
+    mode: str,
+    norm: str,
+    backward: bool = True,
 ) -> Pool:
-    """Sequences of lognormal length with mean 60, as passages have.
-
-    For "max" one token is lifted above the others in each sequence and column: who of equals gets the gradient differs
-    between implementations, and narrow dtypes have equals.
-    """
+    """Random rows. For "max" one token is lifted above the others in each sequence and column: who of equals gets the
+    gradient differs between implementations, and narrow dtypes have equals."""
+    sequences = len(lengths)
     random = torch.Generator(device).manual_seed(sequences + dim)
-    lengths = lognormal_lengths(sequences)
     hidden = torch.randn(sum(lengths), dim, generator=random, device=device)
     offsets = torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
     if mode == "max":
@@ -247,10 +257,12 @@ def pairwise(batch: int, negatives: int, dim: int, dtype: torch.dtype, device: s
 
 
 def step(queries: int, columns: int, dim: int, dtype: torch.dtype, device: str) -> Step:
-    return Step(pool(queries + columns, dim, dtype, device, mode="mean", norm="l2"), queries, 20.0)
+    lengths = lognormal_lengths(queries + columns)
+    return Step(pool(lengths, dim, dtype, device, mode="mean", norm="l2"), queries, 20.0)
 
 
 def lognormal_lengths(sequences: int) -> tuple[int, ...]:
+    """Lengths with mean 60, spread as those of passages."""
     spread = 0.5
     random = torch.Generator().manual_seed(sequences)
     lengths = torch.exp(math.log(60) - spread**2 / 2 + spread * torch.randn(sequences, generator=random))

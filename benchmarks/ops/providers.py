@@ -67,19 +67,18 @@ def step_of(attempt: Attempt, upstream: Tensor | None) -> Callable[[], tuple[Ten
     return both
 
 
-def providers(everything: bool) -> list[Provider]:
-    """The baseline first. `everything`: also what a CPU runs much slower than fp32."""
+def providers() -> list[Provider]:
+    """The baseline first."""
     every = frozenset({"contrastive", "pool", "pairwise", "step"})
     rival = frozenset({"contrastive"})
     autocast = every - {"pool"}  # which has no product for autocast to narrow
     pool = frozenset({"pool"})
-    slow = _slow_on_cpu(everything)
     return [
         Provider(BASELINE, "plain torch on the same inputs and masks", every, _eager),
-        Provider("eager autocast", "bf16 (fp16 for fp16 inputs), logits too", autocast, _autocast, slow),
-        Provider("eager padded fp32", "the same sequences padded beforehand", pool, _padded),
+        Provider("eager autocast", "bf16 (fp16 for fp16 inputs), logits too", autocast, _autocast),
+        Provider("eager padded fp32", "the same sequences, padded to the longest beforehand", pool, _padded),
         Provider("torch.compile fp32", "of eager fp32", every, _compiled, _no_compiler),
-        Provider("torch.compile autocast", "of eager autocast", autocast, _compiled_autocast, slow),
+        Provider("torch.compile autocast", "of eager autocast", autocast, _compiled_autocast, _no_compiler),
         Provider("torch.compile padded fp32", "of eager padded fp32", pool, _compiled_padded, _no_compiler),
         Provider(
             "torch linear_cross_entropy",
@@ -103,18 +102,16 @@ def providers(everything: bool) -> list[Provider]:
             _cut_cross_entropy,
             _rival("cut_cross_entropy"),
         ),
+        Provider(
+            "cut-cross-entropy torch_compile",
+            "its form for machines without its kernels: the whole matrix under torch.compile; without masks",
+            rival,
+            _cut_cross_entropy_compiled,
+            _no_cut_cross_entropy_compiled,
+        ),
         Provider("ours (auto)", "the backend that dispatch chooses", every, _ours("auto"), ours=True),
         Provider("ours (torch)", 'backend="torch"', every, _ours("torch"), ours=True),
     ]
-
-
-def _slow_on_cpu(everything: bool) -> Callable[[Case, Problem], str | None]:
-    def absent(case: Case, _: Problem) -> str | None:
-        if case.device == "cpu" and not everything:
-            return "a CPU without bf16 units takes about ten times as long as in fp32; --all runs it"
-        return None
-
-    return absent
 
 
 def _no_compiler(case: Case, _: Problem) -> str | None:
@@ -123,21 +120,31 @@ def _no_compiler(case: Case, _: Problem) -> str | None:
     return None
 
 
-def _no_linear_cross_entropy(case: Case, problem: Problem) -> str | None:
-    if isinstance(problem, Contrastive) and problem.doc_ids is not None:
-        return "has no masks; see the shape without masks"
-    return None if hasattr(torch.nn, "LinearCrossEntropyOptions") else f"torch {torch.__version__} does not have it"
+def _no_linear_cross_entropy(_: Case, problem: Problem) -> str | None:
+    missing = None if hasattr(torch.nn, "LinearCrossEntropyOptions") else f"torch {torch.__version__} does not have it"
+    return _unmasked(problem) or missing
 
 
 def _rival(module: str) -> Callable[[Case, Problem], str | None]:
     def absent(case: Case, problem: Problem) -> str | None:
-        if isinstance(problem, Contrastive) and problem.doc_ids is not None:
-            return "has no masks; see the shape without masks"
-        if importlib.util.find_spec(module) is None:
-            return "not installed; pip install 'ance_fast[bench]'"
-        return "needs CUDA" if case.device == "cpu" else None
+        cuda = "needs CUDA: it has this loss as Triton kernels alone" if case.device == "cpu" else None
+        return _unmasked(problem) or _not_installed(module) or cuda
 
     return absent
+
+
+def _no_cut_cross_entropy_compiled(case: Case, problem: Problem) -> str | None:
+    other = "for machines without its kernels; see cut-cross-entropy exact" if case.device == "cuda" else None
+    return _unmasked(problem) or _not_installed("cut_cross_entropy") or other or _no_compiler(case, problem)
+
+
+def _unmasked(problem: Problem) -> str | None:
+    masked = isinstance(problem, Contrastive) and problem.doc_ids is not None
+    return "has no masks; see the shape without masks" if masked else None
+
+
+def _not_installed(module: str) -> str | None:
+    return None if importlib.util.find_spec(module) else "not installed; pip install 'ance_fast[bench]'"
 
 
 _EAGER: dict[type, Callable[[Any], Tensor]] = {
@@ -232,13 +239,18 @@ def _inf_cl(problem: Problem, case: Case) -> Attempt:
 
 def _cut_cross_entropy(problem: Problem, case: Case) -> Attempt:
     """Without its filter, which leaves out small gradients."""
+    return _cut(problem, "cce", filter_eps=None)
+
+
+def _cut_cross_entropy_compiled(problem: Problem, case: Case) -> Attempt:
+    return _cut(problem, "torch_compile")
+
+
+def _cut(problem: Problem, form: str, **settings: object) -> Attempt:
     assert isinstance(problem, Contrastive)
-    module = importlib.import_module("cut_cross_entropy")
+    loss = importlib.import_module("cut_cross_entropy").linear_cross_entropy
     target = torch.arange(problem.q.shape[0], device=problem.q.device)
-    return Attempt(
-        lambda: module.linear_cross_entropy(problem.q * problem.scale, problem.p, target, filter_eps=None),
-        problem.leaves,
-    )
+    return Attempt(lambda: loss(problem.q * problem.scale, problem.p, target, impl=form, **settings), problem.leaves)
 
 
 def _ours(backend: str) -> Callable[[Problem, Case], Attempt]:

@@ -27,6 +27,9 @@ Step = Callable[[], tuple[Tensor, ...]]
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 # Shorter samples would measure the clock and the scheduler.
 SAMPLE_SECONDS = 0.02
+# A rival whose rounds would take longer together is timed in fewer, though never fewer than FEWEST_ROUNDS.
+RIVAL_SECONDS = 6.0
+FEWEST_ROUNDS = 3
 OVERHEAD_CALLS = 50
 
 
@@ -36,12 +39,12 @@ class SuiteError(Exception):
 
 @dataclass
 class Contest:
-    """One provider on one case."""
+    """One provider on one case. `samples`: (seconds that count, wall seconds) of the rounds it took part in."""
 
     provider: Provider
     row: Row
     step: Step | None = None
-    samples: list[tuple[float, float]] = field(default_factory=list)
+    samples: dict[int, tuple[float, float]] = field(default_factory=dict)
 
     def drop(self, status: str, reason: str) -> None:
         self.row |= {"status": status, "reason": reason}
@@ -71,26 +74,26 @@ def check_case(case: Case, contestants: list[Provider]) -> list[Row]:
     return [contest.row for contest in _checked(case, contestants)[1]]
 
 
-def fit_memory(fit: MemoryFit, contestants: list[Provider], case_of: Callable[[int], Case]) -> list[Row]:
-    """Peak memory of the contrastive loss over several batches, and the bytes a row of the batch adds."""
+def fit_memory(fit: MemoryFit, contestants: list[Provider]) -> list[Row]:
+    """Peak memory of the contrastive loss over several batches, whether the formula allows it, and the bytes that a row
+    of the batch adds."""
     rows = []
     for provider in contestants:
-        if "contrastive" not in provider.ops or provider.absent(case_of(fit.batches[0]), fit.make(fit.batches[0])):
-            continue
         points = []
         for batch in fit.batches:
-            problem = fit.make(batch)
-            step = step_of(provider.attempt(problem, case_of(batch)), None)
+            case = fit.case(batch)
+            step = step_of(provider.attempt(case.make(), case), None)
             step()
-            points.append({"batch": batch, "bytes": measure.cpu_peak(step), "formula_bytes": fit.formula(batch)})
+            peak, allowed = measure.cpu_peak(step), fit.formula(batch)
+            within = None if peak is None else peak <= allowed
+            points.append({"batch": batch, "bytes": peak, "formula_bytes": allowed, "within": within})
         rows.append(_memory_row(fit, provider, points))
     return rows
 
 
 def _memory_row(fit: MemoryFit, provider: Provider, points: list[dict[str, Any]]) -> Row:
-    measured = [point["bytes"] for point in points]
-    known = None not in measured
-    slope = statistics.linear_regression(list(fit.batches), measured).slope if known else None
+    known = all(point["bytes"] is not None for point in points)
+    slope = statistics.linear_regression(fit.batches, [p["bytes"] for p in points]).slope if known else None
     return {
         "group": "contrastive",
         "op": "contrastive memory",
@@ -103,6 +106,7 @@ def _memory_row(fit: MemoryFit, provider: Provider, points: list[dict[str, Any]]
         "reason": None if known else "/proc/self/clear_refs does not work here",
         "chunk_rows": FIT_CHUNK_ROWS,
         "points": points,
+        "within": all(point["within"] for point in points) if known else None,
         "bytes_per_row": slope,
         "formula_bytes_per_row": 1.2 * fit.dim * 4,
     }
@@ -208,13 +212,32 @@ def _relative(got: Tensor, want: Tensor) -> float:
 
 def _time(case: Case, contests: list[Contest], rounds: int, clock: Clock) -> None:
     repeats = OVERHEAD_CALLS if case.group == "overhead" else _repeats(case, contests, clock)
-    for number in range(-1, rounds):  # round -1 is a warm-up
+    planned = {}
+    for contest, step in list(_running(contests)):  # a warm-up, whose time tells how many rounds there will be
+        sample = _attempt(contest, partial(clock.sample, step, repeats))
+        if sample is not None:
+            planned[contest.provider.name] = _rounds(contest.provider, rounds, sample[1] * repeats)
+    for number in range(rounds):
         for contest, step in list(_running(contests))[:: -1 if number % 2 else 1]:
+            if not _takes_part(number, planned[contest.provider.name], rounds):
+                continue
             sample = _attempt(contest, partial(clock.sample, step, repeats))
-            if sample is not None and number >= 0:
-                contest.samples.append(sample)
+            if sample is not None:
+                contest.samples[number] = sample
     for contest, _ in _running(contests):
-        contest.row |= {"rounds": rounds, "repeats": repeats}
+        contest.row |= {"rounds": len(contest.samples), "repeats": repeats}
+
+
+def _rounds(provider: Provider, rounds: int, seconds: float) -> int:
+    """Rounds of a contestant whose sample takes so long. What ratios are taken of has all."""
+    if provider.ours or provider.name == BASELINE:
+        return rounds
+    return min(rounds, max(FEWEST_ROUNDS, int(RIVAL_SECONDS / max(seconds, 1e-9))))
+
+
+def _takes_part(number: int, planned: int, rounds: int) -> bool:
+    """Spreads the planned rounds evenly over all."""
+    return number * planned // rounds != (number - 1) * planned // rounds
 
 
 def _repeats(case: Case, contests: list[Contest], clock: Clock) -> int:
@@ -229,12 +252,13 @@ def _repeats(case: Case, contests: list[Contest], clock: Clock) -> int:
 def _summarize(
     contest: Contest, baseline: Contest, problem: Problem, case: Case, clock: Clock, limits: dict[str, dict[str, float]]
 ) -> None:
-    counted = [counts for counts, _ in contest.samples]
+    samples = contest.samples.values()
+    counted = [counts for counts, _ in samples]
     seconds = statistics.median(counted)
     contest.row |= {
         "clock": clock.name,
         "ms": _spread([1e3 * value for value in counted]),
-        "wall_ms": _spread([1e3 * wall for _, wall in contest.samples]),
+        "wall_ms": _spread([1e3 * wall for _, wall in samples]),
         "ratio": _ratio(contest, baseline),
     }
     if case.group == "overhead":
@@ -250,11 +274,10 @@ def _summarize(
 
 
 def _ratio(contest: Contest, baseline: Contest) -> dict[str, float] | None:
-    """The baseline's time over this one's, within each round: above 1 is faster."""
+    """The baseline's time over this one's, within each round of this one: above 1 is faster."""
     if baseline.provider.name != BASELINE or baseline.step is None:
         return None
-    pairs = zip(baseline.samples, contest.samples, strict=True)
-    return _spread([theirs / own for (theirs, _), (own, _) in pairs])
+    return _spread([baseline.samples[number][0] / own for number, (own, _) in contest.samples.items()])
 
 
 def _spread(values: list[float]) -> dict[str, float]:

@@ -33,6 +33,7 @@ def row(provider, p50, spread=0.05, **more):
         "status": "ok",
         "reason": None,
         "ms": ms,
+        "rounds": 7,
         "ratio": None,
         "errors": None,
         "peak_bytes": None,

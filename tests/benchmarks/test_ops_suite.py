@@ -17,7 +17,10 @@ from benchmarks.ops.suite import SuiteError, run_case
 
 MIB = 2**20
 LIMITS = {"copy": {"per_second": 1e10}, "float32": {"per_second": 1e11}}
-BY_NAME = {provider.name: provider for provider in providers(everything=True)}
+NOT_INSTALLED = "not installed; pip install 'ance_fast[bench]'"
+NEEDS_CUDA = "needs CUDA: it has this loss as Triton kernels alone"
+RIVALS = {"liger-kernel", "inf-cl", "cut-cross-entropy exact", "cut-cross-entropy torch_compile"}
+BY_NAME = {provider.name: provider for provider in providers()}
 
 
 @pytest.fixture(autouse=True)
@@ -28,8 +31,9 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-def small_case(op):
-    return next(case for case in cases("cpu", "small", ("contrastive", "pool", "pairwise")) if case.op == op)
+def small_case(op, shape=""):
+    chosen = cases("cpu", "small", ("contrastive", "pool", "pairwise"))
+    return next(case for case in chosen if case.op == op and shape in case.shape)
 
 
 def small_run(*contestants, op="contrastive", rounds=2):
@@ -92,17 +96,40 @@ def test_a_rival_that_cannot_run_is_named_with_the_reason(finished):
     assert {row["status"] for row in rows} == {"not run"}
     reasons = {row["reason"] for row in rows}
     assert "has no masks; see the shape without masks" in reasons
-    assert reasons & {"not installed; pip install 'ance_fast[bench]'", "needs CUDA"}
+    assert reasons & {NOT_INSTALLED, NEEDS_CUDA}
     assert f"- inf-cl: not run: {rows[0]['reason']}" in (finished / "results.md").read_text(encoding="utf-8")
 
 
 def test_the_memory_of_the_loss_is_fitted_beside_its_formula(finished):
-    rows = {row["provider"]: row for row in results.read(finished)[1] if "points" in row}
-    assert set(rows) == {BASELINE, "ours (auto)", "ours (torch)"}
-    for row in rows.values():
-        assert len(row["points"]) == 3
+    rows = [row for row in results.read(finished)[1] if "points" in row]
+    shapes = [f"B=32,64,96 N=128 D=16, {masks}" for masks in ("masks by doc_ids", "no masks")]
+    assert [(row["shape"], row["provider"]) for row in rows] == [
+        (shape, provider) for shape in shapes for provider in (BASELINE, "ours (auto)", "ours (torch)")
+    ]
+    for row in rows:
         assert math.isfinite(row["bytes_per_row"])
-        assert row["formula_bytes_per_row"] == 1.2 * 16 * 4
+        assert row["formula_bytes_per_row"] == pytest.approx(1.2 * 16 * 4)
+        assert [point["batch"] for point in row["points"]] == [32, 64, 96]
+        for point in row["points"]:
+            allowed = 1.2 * (256 * 128 * 4 + (point["batch"] + 128) * 16 * 4)
+            assert point["formula_bytes"] == pytest.approx(allowed)
+            assert point["within"] == (point["bytes"] <= allowed)
+        assert row["within"] == all(point["within"] for point in row["points"])
+        assert f"- {results.memory_verdict(row)}" in (finished / "results.md").read_text(encoding="utf-8")
+
+
+def test_the_memory_verdict_names_what_is_beyond_the_formula():
+    points = [
+        {"batch": batch, "bytes": size, "formula_bytes": 100.0, "within": size <= 100}
+        for batch, size in ((1, 80), (2, 120), (3, 160))
+    ]
+    row = {"provider": "p", "points": points, "within": False, "bytes_per_row": 40.0, "formula_bytes_per_row": 3.0}
+    assert results.memory_verdict(row) == (
+        "p: peak memory BEYOND what is allowed: 0.80 (B=1), 1.20 (B=2), 1.60 (B=3) of it; "
+        "fitted 40 bytes a row, formula 3"
+    )
+    unknown = {"provider": "p", "within": None, "reason": "why"}
+    assert results.memory_verdict(unknown) == "p: peak memory not measured (why)"
 
 
 def test_the_system_file_says_what_ran_where(finished):
@@ -128,6 +155,31 @@ def test_what_a_problem_counts_is_positive_and_its_gradients_fit_its_leaves(op):
     assert problem.flops > 0
     assert problem.bytes > 0
     assert [gradient.shape for gradient in problem.exact()[1:]] == [leaf.shape for leaf in problem.leaves]
+
+
+@pytest.mark.parametrize(("negatives", "each"), [(1, 7), (4, 25), (7, 40)])
+def test_pairwise_flops_are_those_of_the_cheaper_way(negatives, each):
+    problem = problems.pairwise(3, negatives, 8, torch.float32, "cpu")
+    assert problem.flops == each * 3 * 8
+    assert problem.bytes == 2 * (2 + negatives) * 3 * 8 * 4
+
+
+def test_pooling_counts_the_tokens_it_must_read():
+    def counted(mode, norm, backward):
+        problem = problems.pool((2, 3), 8, torch.float32, "cpu", mode=mode, norm=norm, backward=backward)
+        return problem.flops, problem.bytes / (8 * 4)
+
+    assert counted("mean", "none", False) == (5 * 8, 5 + 2)
+    assert counted("cls", "l2", False) == (4 * 2 * 8, 2 + 2)
+    assert counted("mean", "l2", True) == (5 * 8 + 2 * 4 * 2 * 8, 5 + 2 + 2 + 5)
+
+
+def test_sequences_of_one_length_are_padded_by_nothing():
+    case = small_case("pool", "16 sequences of 9 tokens")
+    problem = case.make()
+    assert set(problem.lengths) == {9}
+    (padded, *_) = BY_NAME["eager padded fp32"].attempt(problem, case).leaves
+    assert torch.equal(padded.flatten(0, 1), problem.hidden)
 
 
 def test_padded_pooling_is_checked_in_the_packed_layout():
@@ -202,11 +254,60 @@ def test_not_a_number_counts_as_an_error():
         small_run(Provider("nan", "", frozenset({"contrastive"}), attempt, ours=True))
 
 
-def test_bf16_runs_on_a_cpu_only_when_asked_for():
-    case = small_case("contrastive")
-    slow = {everything: {p.name: p for p in providers(everything)}["eager autocast"] for everything in (False, True)}
-    assert "--all" in slow[False].absent(case, case.make())
-    assert slow[True].absent(case, case.make()) is None
+def test_only_what_has_no_form_for_a_cpu_does_not_run_there():
+    for case in cases("cpu", "small", ("contrastive", "pool", "pairwise")):
+        if "masks by" in case.shape:
+            continue
+        absent = {p.name: p.absent(case, case.make()) for p in BY_NAME.values() if case.op in p.ops}
+        absent = {name: reason for name, reason in absent.items() if reason and "C++ compiler" not in reason}
+        assert absent.keys() <= {"torch linear_cross_entropy", *RIVALS}
+        assert all(reason in (NOT_INSTALLED, NEEDS_CUDA) for name, reason in absent.items() if name in RIVALS)
+        assert absent.get("cut-cross-entropy torch_compile") != NEEDS_CUDA
+
+
+def test_what_cut_cross_entropy_has_for_a_cpu_gives_the_exact_loss():
+    provider, case = BY_NAME["cut-cross-entropy torch_compile"], small_case("contrastive", "no masks")
+    if provider.absent(case, case.make()):
+        provider = BY_NAME[BASELINE]
+    with torch.compiler.set_stance("force_eager"):
+        (row,) = suite.check_case(case, [provider])
+    assert row["status"] == "ok", row["reason"]
+    assert max(row["errors"].values()) < 1e-5
+
+
+class FixedClock:
+    """Every call of a contestant takes as long as `seconds` says for it."""
+
+    name = "fixed"
+
+    def __init__(self):
+        self.seconds = {}
+
+    def sample(self, call, repeats):
+        name = call()
+        return self.seconds[name], self.seconds[name]
+
+
+def test_a_slow_rival_is_timed_in_fewer_rounds_against_the_baseline_of_those_rounds():
+    clock = FixedClock()
+    clock.seconds = {BASELINE: 0.5, "slow": 5.0, "slowish": 1.2, "ours": 5.0}
+    contests = []
+    for name in clock.seconds:
+        provider = dataclasses.replace(broken(ours=name == "ours"), name=name)
+        contests.append(suite.Contest(provider, {}, step=lambda name=name: name))
+    suite._time(small_case("contrastive"), contests, 7, clock)
+    rounds = {contest.provider.name: list(contest.samples) for contest in contests}
+    assert rounds == {BASELINE: [*range(7)], "slow": [0, 3, 5], "slowish": [0, 2, 3, 5, 6], "ours": [*range(7)]}
+    assert [contest.row["rounds"] for contest in contests] == [7, suite.FEWEST_ROUNDS, 5, 7]
+    assert suite._ratio(contests[1], contests[0]) == {"p20": 0.1, "p50": 0.1, "p80": 0.1}
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 7, 30])
+def test_planned_rounds_are_spread_over_all(rounds):
+    for planned in range(1, rounds + 1):
+        chosen = [number for number in range(rounds) if suite._takes_part(number, planned, rounds)]
+        assert len(chosen) == planned
+        assert chosen[0] == 0
 
 
 def test_the_smoke_run_covers_every_dtype(capsys):
