@@ -49,6 +49,11 @@ def default_tiling(rows: int, columns: int, device: torch.device) -> Tiling:
     return Tiling(min(rows, max(FEWEST_ROWS, aim // (4 * columns) // 64 * 64)), columns)
 
 
+def operand_dtype(q: Tensor, backend: str) -> torch.dtype:
+    """What the products read: half precision as it is on a GPU, whose products of it can be fp32, else fp32 or fp64."""
+    return q.dtype if q.is_cuda and backend == "triton" else accumulate_dtype(q)
+
+
 def chunked_loss(
     q: Tensor,
     p: Tensor,
@@ -60,116 +65,131 @@ def chunked_loss(
     need_q: bool,
     need_p: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses [B] of the rows and the gradients of their sum in q and p, before the factor `scale` (else empty).
+    """Losses [B] of the rows and the gradients of their sum in q and p (else empty), in fp32 (fp64 for fp64).
 
-    All are fp32 (fp64 for fp64). Half precision q and p need a GPU, whose products of them can be fp32.
-
+    The gradients lack the factor `scale` and have the factor `workspace_gain(q.dtype)`. q and p are of `operand_dtype`.
     chunk_rows: rows of logits held at once, with all their columns; 0 leaves the choice to `default_tiling`.
     """
     batch, columns = q.shape[0], p.shape[0]
-    kernel = _kernel(backend)
-    tiling = Tiling(chunk_rows, columns) if chunk_rows else default_tiling(batch, columns, q.device)
+    tiling = Tiling(min(chunk_rows, max(batch, 1)), columns) if chunk_rows else default_tiling(batch, columns, q.device)
     dtype = accumulate_dtype(q)
     losses = q.new_empty(batch, dtype=dtype)
     grad_q = q.new_empty(q.shape, dtype=dtype) if need_q else losses.new_empty(0)
-    grad_p = p.new_zeros(p.shape, dtype=dtype) if need_p else losses.new_empty(0)
+    grad_p = p.new_empty(p.shape, dtype=dtype) if need_p else losses.new_empty(0)
+    if batch == 0:
+        return losses, grad_q, grad_p.zero_()
+    tile = tiling.rows * min(tiling.columns, columns)
     visit = _whole_rows if tiling.columns >= columns else functools.partial(_tiles, tiling.columns)
+    kernel = _Kernel(
+        _module(backend),
+        scale,
+        losses.new_empty((2, problem.targets[1].shape[0])),
+        losses.new_empty(tile),
+        q.new_empty(tile) if q.dtype in _HALF and (need_q or need_p) else None,
+    )
     for begin in range(0, batch, tiling.rows):
-        end = min(begin + tiling.rows, batch)
-        losses[begin:end] = visit(
+        rows = slice(begin, min(begin + tiling.rows, batch))
+        visit(
             kernel,
-            q[begin:end],
+            q[rows],
             p,
-            scale,
-            problem.rows(begin, end),
-            grad_q[begin:end] if need_q else None,
+            problem.rows(rows.start, rows.stop),
+            losses[rows],
+            grad_q[rows] if need_q else None,
             grad_p if need_p else None,
+            begin == 0,
         )
     return losses, grad_q, grad_p
 
 
+@dataclass(frozen=True)
+class _Kernel:
+    """The module that does the softmax, and the memory that every chunk uses again.
+
+    kept: [2, targets], their logits and slopes. logits, workspace: of one chunk or tile; the second, of the dtype of
+    the embeddings, takes P - onehot where the products want it in half precision.
+    """
+
+    softmax: ModuleType
+    scale: Tensor
+    kept: Tensor
+    logits: Tensor
+    workspace: Tensor | None
+
+    def products(self, block: Tensor, tile: Tensor) -> Tensor:
+        rows, columns = block.shape[0], tile.shape[0]
+        return _product(block, tile.T, self.logits[: rows * columns].view(rows, columns))
+
+    def out(self, logits: Tensor) -> dict[str, Tensor]:
+        return {} if self.workspace is None else {"out": self.workspace[: logits.numel()].view(logits.shape)}
+
+
 def _whole_rows(
-    kernel: ModuleType,
+    kernel: _Kernel,
     block: Tensor,
     p: Tensor,
-    scale: Tensor,
     problem: Problem,
+    losses: Tensor,
     grad_q: Tensor | None,
     grad_p: Tensor | None,
-) -> Tensor:
+    first_rows: bool,
+) -> None:
     need = grad_q is not None or grad_p is not None
-    losses: Tensor
-    logits = _product(block, p.T)
-    losses, work = kernel.gradient(logits, scale, problem, need, *_workspace(logits, block))
+    logits = kernel.products(block, p)
+    work = kernel.softmax.gradient(logits, kernel.scale, problem, kernel.kept, losses, need, **kernel.out(logits))
     if grad_q is not None:
-        _product(work, p, out=grad_q)
+        _product(work, p, grad_q)
     if grad_p is not None:
-        _accumulate(grad_p, work.T, block)
-    return losses
+        _add_product(grad_p, work.T, block, first_rows)
 
 
 def _tiles(
     width: int,
-    kernel: ModuleType,
+    kernel: _Kernel,
     block: Tensor,
     p: Tensor,
-    scale: Tensor,
     problem: Problem,
+    losses: Tensor,
     grad_q: Tensor | None,
     grad_p: Tensor | None,
-) -> Tensor:
+    first_rows: bool,
+) -> None:
+    softmax, scale, kept = kernel.softmax, kernel.scale, kernel.kept
     begins = range(0, p.shape[0], width)
-    top = block.new_full((block.shape[0],), -torch.inf, dtype=accumulate_dtype(block))
-    total = torch.zeros_like(top)
-    target_logits: Tensor | None = None
+    top, factor = torch.empty_like(losses), torch.empty_like(losses)
     for begin in begins:
-        found = kernel.statistics(_product(block, p[begin : begin + width].T), scale, problem, begin)
-        top, total = _merge(top, total, found[0], found[1])
-        target_logits = found[2] if target_logits is None else torch.where(found[2].isnan(), target_logits, found[2])
-    assert target_logits is not None
-    losses, factor, slopes = kernel.finish(top, total, target_logits, problem)
+        logits = kernel.products(block, p[begin : begin + width])
+        softmax.statistics(logits, scale, problem, kept, top, factor, begin, begin == 0)
+    softmax.finish(top, factor, problem, kept, losses)
     if grad_q is None and grad_p is None:
-        return losses
-    if grad_q is not None:
-        grad_q.zero_()
+        return
     for begin in begins:
         tile = p[begin : begin + width]
-        logits = _product(block, tile.T)
-        work = kernel.tile_gradient(logits, scale, problem, begin, top, factor, slopes, *_workspace(logits, block))
+        logits = kernel.products(block, tile)
+        work = softmax.tile_gradient(logits, scale, problem, kept, top, factor, begin, **kernel.out(logits))
         if grad_q is not None:
-            _accumulate(grad_q, work, tile)
+            _add_product(grad_q, work, tile, begin == 0)
         if grad_p is not None:
-            _accumulate(grad_p[begin : begin + width], work.T, block)
-    return losses
+            _add_product(grad_p[begin : begin + width], work.T, block, first_rows)
 
 
-def _product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     """a b in the accumulation dtype: half precision goes to the tensor cores, its products come back as fp32."""
     if a.dtype in _HALF:
         return torch.mm(a, b, out_dtype=torch.float32, out=out)
     return torch.mm(a, b, out=out)
 
 
-def _accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a b."""
-    if a.dtype in _HALF:
+def _add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
+    """total += a b, or total = a b for the first."""
+    if first:
+        _product(a, b, total)
+    elif a.dtype in _HALF:
         torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
     else:
         total.addmm_(a, b)
 
 
-def _workspace(logits: Tensor, block: Tensor) -> tuple[Tensor, ...]:
-    """Where P - onehot goes if not over the logits: in the dtype of the embeddings, as the products want it."""
-    return (torch.empty_like(logits, dtype=block.dtype),) if block.dtype in _HALF else ()
-
-
-def _merge(top: Tensor, total: Tensor, other_top: Tensor, other_total: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-sum-exp of two sets of columns, each given as (largest, sum of exp(s - largest))."""
-    high = torch.maximum(top, other_top)
-    shift = torch.where(torch.isneginf(high), 0, high)
-    return high, total * (top - shift).exp() + other_total * (other_top - shift).exp()
-
-
-def _kernel(backend: str) -> ModuleType:
+def _module(backend: str) -> ModuleType:
     """The module that does the softmax; imported here, for each needs something that may not be installed."""
     return importlib.import_module(f"ance_fast.ops.softmax_gradient_{_MODULES[backend]}")

@@ -8,12 +8,15 @@ the specification, contrastive_chunks.py the loop.
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ance_fast.errors import ConfigError
-from ance_fast.ops.contrastive_chunks import chunked_loss
+from ance_fast.ops.contrastive_chunks import chunked_loss, operand_dtype
 from ance_fast.ops.contrastive_group import group_loss
 from ance_fast.ops.contrastive_problem import (
     build_problem,
@@ -31,9 +34,11 @@ from ance_fast.ops.loss_wiring import (
     check_embeddings,
     check_scale,
     differentiate_once,
+    runs_eagerly,
     scale_tensor,
     softplus,
     without_autocast,
+    workspace_gain,
 )
 
 
@@ -102,6 +107,7 @@ def contrastive_loss(
             q,
             p,
             factor,
+            labels,
             targets,
             doc_ids,
             positives,
@@ -110,8 +116,9 @@ def contrastive_loss(
             chunk_rows=chunk_rows or 0,
             bidirectional=bidirectional,
         )
+    if chosen == "reference" or runs_eagerly(q):
+        check_values(labels, targets, positives, p.shape[0])
     if chosen == "reference":
-        check_values(targets, positives or (None, None), p.shape[0])
         return contrastive_loss_reference(
             q, p, labels=targets, doc_ids=doc_ids, positives=positives, scale=scale, bidirectional=bidirectional
         )
@@ -196,23 +203,24 @@ def _compute(
     need_q: bool,
     need_p: bool,
     need_scale: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss and, if needed, its gradients in q, p and scale in the accumulation dtype (else empty)."""
-    check_values((target_offsets, target_columns), (positive_offsets, positive_documents), p.shape[0])
-    dtype = accumulate_dtype(q)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Loss, step, and if needed the gradients in q and p, still without the factor step, and in scale (else empty).
+
+    Gradients are of the accumulation dtype. 1/B and the scale are in the step: in the workspace, P - onehot, they would
+    underflow in narrower types, and the backward pass multiplies by the upstream gradient anyway.
+    """
+    batch, dtype = q.shape[0], accumulate_dtype(q)
     with without_autocast(q.device):
-        # On a GPU the products read half precision as it is and give fp32 all the same.
-        read_as = q.dtype if q.is_cuda and backend == "triton" else dtype
+        read_as = operand_dtype(q, backend)
         operand_q, operand_p, factor = q.to(read_as), p.to(read_as), scale.to(dtype)
         problem = build_problem((target_offsets, target_columns), doc_ids, positive_offsets, positive_documents)
         losses, grad_q, grad_p = chunked_loss(
             operand_q, operand_p, factor, problem, backend=backend, chunk_rows=chunk_rows, need_q=need_q, need_p=need_p
         )
-        loss = losses.sum() / max(q.shape[0], 1)
-        # 1/B and the scale enter here: in the workspace, P - onehot, they would underflow in narrower types.
-        weight = 1 / max(q.shape[0], 1)
+        loss = losses.mean() if batch else losses.sum()
+        weight = 1 / (max(batch, 1) * workspace_gain(read_as))
         if bidirectional:
-            anchors, other = transpose(problem)
+            anchors, count, other = transpose(problem)
             losses_p, grad_anchors, grad_rows = chunked_loss(
                 operand_p[anchors],
                 operand_q,
@@ -223,25 +231,29 @@ def _compute(
                 need_q=need_p,
                 need_p=need_q,
             )
-            count = max(anchors.shape[0], 1)
+            count = count.clamp(min=1).to(dtype)
             loss = (loss + losses_p.sum() / count) / 2
             weight /= 2
             if need_q:
-                grad_q.add_(grad_rows, alpha=1 / (2 * count * weight))
+                grad_q += grad_rows * (batch / count)
             if need_p:
-                grad_p.index_add_(0, anchors, grad_anchors, alpha=1 / (2 * count * weight))
+                grad_p.index_add_(0, anchors, grad_anchors * (batch / count))
         # d loss / d scale = sum_ij (P - onehot)_ij (q p^T)_ij = sum_i q_i . (the unscaled gradient of q)_i
         grad_scale = scale.new_empty(0, dtype=dtype)
         if need_scale:
             grad_scale = (torch.dot(q.to(dtype).flatten(), grad_q.flatten()) * weight).to(scale.device)
-        if need_q:
-            grad_q *= factor * weight
-        if need_p:
-            grad_p *= factor * weight
-        return loss, grad_q, grad_p, grad_scale
+        return loss, factor * weight, grad_q, grad_p, grad_scale
 
 
-_forward = torch.library.custom_op("ance_fast::contrastive_loss", _compute, mutates_args=())
+@functools.wraps(_compute)
+def _check_and_compute(*arguments: Any) -> tuple[Tensor, ...]:
+    _, p, _, *targets, _, offsets, documents = arguments[:8]
+    positives = None if offsets is None else (offsets, documents)
+    check_values((targets[0], targets[1]), (targets[0], targets[1]), positives, p.shape[0])
+    return _compute(*arguments)
+
+
+_forward = torch.library.custom_op("ance_fast::contrastive_loss", _check_and_compute, mutates_args=())
 
 
 @_forward.register_fake
@@ -260,14 +272,15 @@ def _(
     need_q: bool,
     need_p: bool,
     need_scale: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     dtype = accumulate_dtype(q)
     return (
         q.new_empty((), dtype=dtype),
+        scale.new_empty((), dtype=dtype),
         q.new_empty(q.shape if need_q else (0,), dtype=dtype),
         p.new_empty(p.shape if need_p else (0,), dtype=dtype),
         scale.new_empty(() if need_scale else (0,), dtype=dtype),
     )
 
 
-_run = differentiate_once(_compute, gradients=3, op=_forward)
+_run = differentiate_once(_compute, gradients=3, stepped=2, op=_forward)

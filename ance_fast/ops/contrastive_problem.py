@@ -1,6 +1,6 @@
 """Targets and masks of a contrastive batch, as lists that a kernel walks through row by row.
 
-Apart from `transpose` nothing waits for the device: sizes come from shapes, and keys are numbered by sorting.
+Nothing waits for the device: sizes come from shapes, and keys are numbered by sorting.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ Ragged = tuple[Tensor, Tensor]  # CSR: offsets int64 [rows + 1], values int64
 
 
 def target_lists(labels: Tensor | Ragged | None, q: Tensor, p: Tensor) -> Ragged:
-    """The targets of `contrastive_loss` as CSR; `check_values` looks at what stands in it."""
+    """The targets of `contrastive_loss` as CSR; `check_values` looks at what stands in them."""
     batch, columns = q.shape[0], p.shape[0]
     every = torch.arange(batch + 1, device=q.device)
     if labels is None:
         if columns < batch:
             raise ConfigError(f"without labels row i's target is column i, but p has {columns} rows for {batch} of q")
-        return every, every[:-1].clone()
+        return every, every[:-1]
     if not isinstance(labels, tuple | list):
         labels = as_tensor("labels", labels)
         check_index("labels", labels, q)
@@ -53,22 +53,34 @@ def check_ragged(name: str, ragged: Ragged, q: Tensor) -> Ragged:
     return offsets, values
 
 
-def check_values(targets: Ragged, positives: tuple[Tensor | None, Tensor | None], columns: int) -> None:
-    """Raise ConfigError for offsets or columns that a kernel would follow out of its arrays.
+def check_offsets(name: str, ragged: Ragged) -> None:
+    """Raise ConfigError for offsets that a kernel would follow out of its values. CPU tensors: it looks into them."""
+    offsets, values = ragged
+    if int(offsets[0]) != 0 or int(offsets[-1]) != values.shape[0] or bool((offsets.diff() < 0).any()):
+        raise ConfigError(f"{name} offsets must rise from 0 to its {values.shape[0]} values")
+
+
+def check_columns(targets: Tensor, columns: int) -> None:
+    """Raise ConfigError for targets that are no column. A CPU tensor: it looks into it."""
+    if targets.shape[0]:
+        low, high = (int(bound) for bound in targets.aminmax())
+        if low < 0 or high >= columns:
+            raise ConfigError(f"labels must be columns 0 .. {columns - 1} of p, got {low if low < 0 else high}")
+
+
+def check_values(labels: Tensor | Ragged | None, targets: Ragged, positives: Ragged | None, columns: int) -> None:
+    """Both checks of what the caller gave: `labels`, from which the targets were made, and `positives`.
 
     On the CPU only: a look at device memory would wait for it.
     """
     if targets[0].device.type != "cpu":
         return
-    for name, (offsets, values) in (("labels", targets), ("positives", positives)):
-        if offsets is None or values is None:
-            continue
-        if int(offsets[0]) != 0 or int(offsets[-1]) != values.shape[0] or bool((offsets.diff() < 0).any()):
-            raise ConfigError(f"{name} offsets must rise from 0 to its {values.shape[0]} values")
-    if targets[1].numel():
-        low, high = int(targets[1].min()), int(targets[1].max())
-        if low < 0 or high >= columns:
-            raise ConfigError(f"labels must be columns 0 .. {columns - 1} of p, got {low if low < 0 else high}")
+    if isinstance(labels, tuple | list):
+        check_offsets("labels", targets)
+    if labels is not None:
+        check_columns(targets[1], columns)
+    if positives is not None:
+        check_offsets("positives", positives)
 
 
 def expand(offsets: Tensor, total: int) -> Tensor:
@@ -144,20 +156,27 @@ def group(keys: Tensor, values: Tensor, count: int) -> Ragged:
     return offsets, values[order]
 
 
-def transpose(problem: Problem) -> tuple[Tensor, Problem]:
-    """Target columns against rows: the anchors (ascending columns, int64 [A]) and the problem with anchors as rows.
+def transpose(problem: Problem) -> tuple[Tensor, Tensor, Problem]:
+    """Target columns against rows: anchors int64 [targets], their number (0-dim), the problem with anchors as rows.
 
-    An anchor masks the rows that mask the anchor's column. Waits for the device: A is known only there.
+    Anchors are the columns that are a target of some row, ascending. How many there are is known on the device alone,
+    so the last of them is repeated to the length that is known, as rows without targets. An anchor masks the rows that
+    mask the anchor's column.
     """
     offsets, target_columns = problem.targets
-    rows = expand(offsets, target_columns.shape[0])
-    anchors, anchor_of = torch.unique(target_columns, return_inverse=True)
-    targets = group(anchor_of, rows, anchors.shape[0])
+    total = target_columns.shape[0]
+    rows = expand(offsets, total)
+    columns, order = target_columns.sort(stable=True)
+    first = torch.ones_like(columns, dtype=torch.bool)
+    first[1:] = columns[1:] != columns[:-1]
+    place = first.cumsum(0) - 1
+    anchors = columns[-1:].repeat(total).scatter_(0, place, columns)
+    numbers = torch.arange(total + 1, device=columns.device)
+    targets = torch.searchsorted(place, numbers), rows[order]
     if problem.masks is None:
-        return anchors, Problem(targets, None)
+        return anchors, first.sum(), Problem(targets, None)
     hidden, (key_offsets, holders) = problem.masks.hidden, problem.masks.holders
     keys = key_offsets.shape[0] - 1
     key_of_column = torch.empty_like(holders).scatter_(0, holders, expand(key_offsets, holders.shape[0]))
-    masked = (torch.arange(anchors.shape[0] + 1, device=anchors.device), key_of_column[anchors])
     by_key = group(hidden[1], expand(hidden[0], hidden[1].shape[0]), keys)
-    return anchors, Problem(targets, Masks(masked, by_key))
+    return anchors, first.sum(), Problem(targets, Masks((numbers, key_of_column[anchors]), by_key))

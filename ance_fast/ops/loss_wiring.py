@@ -21,6 +21,12 @@ def accumulate_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
+def workspace_gain(dtype: torch.dtype) -> float:
+    """Factor on P - onehot where it is kept in `dtype`: fp16 has few bits below 6e-5, where probabilities among many
+    candidates lie, and room above 1."""
+    return 1024.0 if dtype == torch.float16 else 1.0
+
+
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
     """Autocast off; entering the context costs more than a small kernel, so only where it is on."""
     if torch.is_autocast_enabled(device.type):
@@ -52,21 +58,22 @@ def check_scale(scale: float | Tensor) -> None:
 
 def scale_tensor(scale: float | Tensor) -> Tensor:
     """A 0-dim tensor; a number stays on the CPU, where a 0-dim factor needs no transfer."""
-    return scale.reshape(()) if isinstance(scale, Tensor) else torch.tensor(scale, dtype=torch.float64)
+    return scale.reshape(()) if isinstance(scale, Tensor) else torch.scalar_tensor(scale, dtype=torch.float64)
 
 
 @torch.library.custom_op("ance_fast::scaled_gradient", mutates_args=())
-def scaled_gradient(upstream: Tensor, gradient: Tensor, tie: Tensor, dtype: torch.dtype) -> Tensor:
-    """upstream (0-dim) * gradient, as a new tensor of `dtype`.
+def scaled_gradient(factor: Tensor, gradient: Tensor, tie: Tensor, dtype: torch.dtype) -> Tensor:
+    """factor (0-dim) * gradient, as a new tensor of `dtype`.
 
     `tie`, an output of the loss, only ties the result to its inputs: without it a double backward would find no path to
     them and silently leave out the second derivative instead of raising.
     """
-    return (upstream.to(gradient.device) * gradient).to(dtype)
+    out = torch.empty_like(gradient, dtype=dtype)
+    return torch.mul(gradient, factor.to(gradient.device), out=out)
 
 
 @scaled_gradient.register_fake
-def _(upstream: Tensor, gradient: Tensor, tie: Tensor, dtype: torch.dtype) -> Tensor:
+def _(factor: Tensor, gradient: Tensor, tie: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(gradient, dtype=dtype)
 
 
@@ -80,10 +87,18 @@ def _no_second_derivative(ctx: Any, *_: Any) -> None:
 scaled_gradient.register_autograd(_no_second_derivative)
 
 
+def runs_eagerly(tensor: Tensor) -> bool:
+    """Whether the op is called as plain code: without torch.compile, and on a tensor that holds values."""
+    return not torch.compiler.is_compiling() and type(tensor) in (Tensor, torch.nn.Parameter)
+
+
 def differentiate_once(
-    compute: Callable[..., tuple[Tensor, ...]], *, gradients: int, op: Any = None
+    compute: Callable[..., tuple[Tensor, ...]], *, gradients: int, stepped: int = 0, op: Any = None
 ) -> Callable[..., Tensor]:
     """Autograd for a loss that returns (loss, a gradient for each of its first `gradients` inputs or an empty tensor).
+
+    With `stepped`, it returns (loss, step, gradients ...), and the first `stepped` gradients still lack the factor
+    step, a 0-dim tensor: the backward pass multiplies them anyway.
 
     Returns the function to call: `compute` without the dispatcher, which costs more than a small loss, in eager mode,
     and the custom op `op`, whose autograd is registered here, under torch.compile.
@@ -100,9 +115,13 @@ def differentiate_once(
 
     def backward(scale: Callable[..., Tensor], ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         tie, *saved = ctx.saved_tensors
+        factors = [upstream] * gradients
+        if stepped:
+            step, *saved = saved
+            factors[:stepped] = [upstream * step] * stepped
         scaled = (
-            scale(upstream, gradient, tie, dtype) if needed else None
-            for gradient, dtype, needed in zip(saved, ctx.dtypes, ctx.needs_input_grad, strict=False)
+            scale(factor, gradient, tie, dtype) if needed else None
+            for factor, gradient, dtype, needed in zip(factors, saved, ctx.dtypes, ctx.needs_input_grad, strict=False)
         )
         return (*scaled, *(None,) * ctx.others)
 
@@ -126,7 +145,7 @@ def differentiate_once(
             return backward(_scale_once, ctx, upstream)
 
     def call(*inputs: Any) -> Tensor:
-        if op is not None and (torch.compiler.is_compiling() or type(inputs[0]) not in (Tensor, torch.nn.Parameter)):
+        if op is not None and not runs_eagerly(inputs[0]):
             return op(*inputs)[0]
         if torch.is_grad_enabled() and any(t.requires_grad for t in inputs[:gradients]):
             return Eager.apply(*inputs)[0]
@@ -135,11 +154,15 @@ def differentiate_once(
     return call
 
 
-def _scale_once(upstream: Tensor, gradient: Tensor, tie: Tensor, dtype: torch.dtype) -> Tensor:
+def _scale_once(factor: Tensor, gradient: Tensor, tie: Tensor, dtype: torch.dtype) -> Tensor:
     """`scaled_gradient`, in place where no other backward pass can follow: a copy as large as q and p less."""
     if torch.is_grad_enabled() or _graph_is_kept():
-        return scaled_gradient(upstream, gradient, tie, dtype)
-    return gradient.mul_(upstream.to(gradient.device)).to(dtype)
+        return scaled_gradient(factor, gradient, tie, dtype)
+    # loss.backward() begins with 1. A number on the CPU can be looked at; on a device it would be waited for.
+    if gradient.dtype == dtype and factor.device.type == "cpu" and factor.item() == 1:
+        return gradient
+    out = gradient if gradient.dtype == dtype else torch.empty_like(gradient, dtype=dtype)
+    return torch.mul(gradient, factor.to(gradient.device), out=out)
 
 
 def _graph_is_kept() -> bool:

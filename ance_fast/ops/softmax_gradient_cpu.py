@@ -10,14 +10,16 @@ from torch import Tensor
 
 from ance_fast import _C
 from ance_fast.ops.contrastive_problem import Problem
-from ance_fast.ops.softmax_gradient_torch import finish
+from ance_fast.ops.softmax_gradient_torch import finish, merge_statistics
 
 __all__ = ["finish", "gradient", "statistics", "tile_gradient"]
 
 
-def gradient(logits: Tensor, scale: Tensor, problem: Problem, need: bool) -> tuple[Tensor, Tensor]:
-    """Losses [R] of a block of rows with all their columns, and P - onehot [R, N] (in place) if needed."""
-    losses = logits.new_empty(logits.shape[0])
+def gradient(logits: Tensor, scale: Tensor, problem: Problem, kept: Tensor, losses: Tensor, need: bool) -> Tensor:
+    """Write the losses [R] of a block of rows with all their columns, and P - onehot [R, N] over its logits if needed.
+
+    `kept` is for the other backends: a row's targets stay in the kernel here.
+    """
     _C.softmax_gradient(
         logits.numpy(),
         scale.item(),
@@ -26,31 +28,39 @@ def gradient(logits: Tensor, scale: Tensor, problem: Problem, need: bool) -> tup
         gradient=need,
         threads=torch.get_num_threads(),
     )
-    return losses, logits
+    return logits
 
 
-def statistics(logits: Tensor, scale: Tensor, problem: Problem, column_begin: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(largest, sum of exp(s - largest)) [R] over the negatives of a tile of columns, which is used up, and the scaled
-    logits of the block's targets, NaN where a target lies in another tile."""
-    rows = logits.shape[0]
-    top, total = logits.new_empty(rows), logits.new_empty(rows)
-    offsets = problem.targets[0]
-    target_logits = logits.new_full((int(offsets[-1] - offsets[0]),), torch.nan)
+def statistics(
+    logits: Tensor,
+    scale: Tensor,
+    problem: Problem,
+    kept: Tensor,
+    top: Tensor,
+    total: Tensor,
+    column_begin: int,
+    fresh: bool,
+) -> None:
+    """Take a tile of columns, which is used up, into the block's statistics, as softmax_gradient_torch does."""
+    high, add = torch.empty_like(top), torch.empty_like(total)
+    targets = _own(kept[0], problem)
+    if fresh:
+        targets.fill_(torch.nan)
     _C.softmax_statistics(
         logits.numpy(),
         scale.item(),
         *_lists(problem),
         column_begin=column_begin,
-        top=top.numpy(),
-        sum=total.numpy(),
-        target_logits=target_logits.numpy(),
+        top=high.numpy(),
+        sum=add.numpy(),
+        target_logits=targets.numpy(),
         threads=torch.get_num_threads(),
     )
-    return top, total, target_logits
+    merge_statistics(top, total, high, add, fresh)
 
 
 def tile_gradient(
-    logits: Tensor, scale: Tensor, problem: Problem, column_begin: int, top: Tensor, factor: Tensor, slopes: Tensor
+    logits: Tensor, scale: Tensor, problem: Problem, kept: Tensor, top: Tensor, factor: Tensor, column_begin: int
 ) -> Tensor:
     """P - onehot over a tile of logits computed anew."""
     _C.softmax_tile_gradient(
@@ -60,10 +70,16 @@ def tile_gradient(
         column_begin=column_begin,
         top=top.numpy(),
         factor=factor.numpy(),
-        slopes=slopes.numpy(),
+        slopes=_own(kept[1], problem).numpy(),
         threads=torch.get_num_threads(),
     )
     return logits
+
+
+def _own(of_targets: Tensor, problem: Problem) -> Tensor:
+    """The part of the block's own targets."""
+    offsets = problem.targets[0]
+    return of_targets[int(offsets[0]) : int(offsets[-1])]
 
 
 def _lists(problem: Problem) -> list[npt.NDArray[Any] | None]:

@@ -12,73 +12,113 @@ from ance_fast.ops.contrastive_problem import Problem, expand
 from ance_fast.ops.loss_wiring import softplus
 
 
-def gradient(logits: Tensor, scale: Tensor, problem: Problem, need: bool) -> tuple[Tensor, Tensor]:
-    """Losses [R] of a block of rows with all their columns, and P - onehot [R, N] (in place) if needed."""
-    rows = logits.shape[0]
-    top, total, target_logits = statistics(logits, scale, problem, 0)
-    losses, factor, slopes = finish(top, total, target_logits, problem)
+def gradient(logits: Tensor, scale: Tensor, problem: Problem, kept: Tensor, losses: Tensor, need: bool) -> Tensor:
+    """Write the losses [R] of a block of rows with all their columns, and P - onehot [R, N] over its logits if needed.
+
+    kept: [2, targets of the whole batch], where the block leaves its targets' scaled logits and their slopes.
+    """
+    top, factor = torch.empty_like(losses), torch.empty_like(losses)
+    statistics(logits, scale, problem, kept, top, factor, 0, True)
+    finish(top, factor, problem, kept, losses)
     if need:
         # The logits are scaled and masked by now, so only the targets are left to fill in.
-        logits.sub_(torch.where(torch.isneginf(top), 0, top)[:, None]).exp_().mul_(factor[:, None])
-        owner, columns = _targets(problem, rows)
-        logits.index_put_((owner, columns), -slopes, accumulate=True)
-    return losses, logits
+        _probabilities(logits, top, factor)
+        owner, columns = _targets(problem)
+        logits.index_put_((owner, columns), -kept[1, _own(problem)], accumulate=True)
+    return logits
 
 
-def statistics(logits: Tensor, scale: Tensor, problem: Problem, column_begin: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(largest, sum of exp(s - largest)) [R] over the negatives of a tile of columns, which is used up, and the scaled
-    logits of the block's targets, NaN where a target lies in another tile."""
+def statistics(
+    logits: Tensor,
+    scale: Tensor,
+    problem: Problem,
+    kept: Tensor,
+    top: Tensor,
+    total: Tensor,
+    column_begin: int,
+    fresh: bool,
+) -> None:
+    """Take a tile of columns, which is used up, into the block's statistics: largest [R] and sum of exp(s - largest)
+    [R] of the negatives seen so far, and the scaled logits of its targets. `fresh`: it is the first tile."""
     rows, width = logits.shape
     logits.mul_(scale)
-    owner, columns = _targets(problem, rows)
+    owner, columns = _targets(problem)
     columns = columns - column_begin
     inside = (columns >= 0) & (columns < width)
-    target_logits = logits.new_full(columns.shape, torch.nan)
-    target_logits[inside] = logits[owner[inside], columns[inside]]
+    targets = kept[0, _own(problem)]
+    if fresh:
+        targets.fill_(torch.nan)
+    targets[inside] = logits[owner[inside], columns[inside]]
     _hide(logits, problem, column_begin)
-    top = logits.amax(1) if width else logits.new_full((rows,), -torch.inf)
-    total = (logits - torch.where(torch.isneginf(top), 0, top)[:, None]).exp_().sum(1)
-    return top, total, target_logits
+    high = logits.amax(1) if width else logits.new_full((rows,), -torch.inf)
+    merge_statistics(top, total, high, (logits - _finite(high)[:, None]).exp_().sum(1), fresh)
+
+
+def merge_statistics(top: Tensor, total: Tensor, high: Tensor, add: Tensor, fresh: bool) -> None:
+    """Log-sum-exp of what (top, total) and (high, add) stand for, in place of the former."""
+    if not fresh:
+        highest = torch.maximum(top, high)
+        shift = _finite(highest)
+        high, add = highest, total * (top - shift).exp() + add * (high - shift).exp()
+    top.copy_(high)
+    total.copy_(add)
+
+
+def finish(top: Tensor, total: Tensor, problem: Problem, kept: Tensor, losses: Tensor) -> None:
+    """From a block's statistics: losses [R], slopes of its targets, and over `total` the factor from exp(s - top) to
+    the gradient of a negative; the same small work for every backend."""
+    offsets = problem.targets[0]
+    targets, slopes = kept[:, _own(problem)]
+    owner = expand(offsets, targets.shape[0])
+    share = 1 / offsets.diff().clamp(min=1).to(top.dtype)[owner]
+    # -log(exp(t) / (exp(t) + exp(rest))), t the target's logit and rest that of all negatives together
+    margin = (top[owner] - targets) + total.log()[owner]
+    losses.zero_().index_add_(0, owner, softplus(margin) * share)
+    slopes.copy_(torch.sigmoid(margin) * share)
+    weight = top.new_zeros(top.shape).index_add_(0, owner, slopes)
+    total.copy_(torch.where(total == 0, 0, weight / total))
 
 
 def tile_gradient(
-    logits: Tensor, scale: Tensor, problem: Problem, column_begin: int, top: Tensor, factor: Tensor, slopes: Tensor
+    logits: Tensor, scale: Tensor, problem: Problem, kept: Tensor, top: Tensor, factor: Tensor, column_begin: int
 ) -> Tensor:
     """P - onehot over a tile of logits computed anew."""
-    rows, width = logits.shape
+    width = logits.shape[1]
     logits.mul_(scale)
     _hide(logits, problem, column_begin)
-    logits.sub_(torch.where(torch.isneginf(top), 0, top)[:, None]).exp_().mul_(factor[:, None])
-    owner, columns = _targets(problem, rows)
+    _probabilities(logits, top, factor)
+    owner, columns = _targets(problem)
     columns = columns - column_begin
     inside = (columns >= 0) & (columns < width)
+    slopes = kept[1, _own(problem)]
     return logits.index_put_((owner[inside], columns[inside]), -slopes[inside], accumulate=True)
 
 
-def finish(top: Tensor, total: Tensor, target_logits: Tensor, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
-    """From a block's statistics: losses [R], factor [R], slopes [targets]; the same small work for every backend."""
+def _finite(top: Tensor) -> Tensor:
+    return torch.where(torch.isneginf(top), 0, top)
+
+
+def _probabilities(logits: Tensor, top: Tensor, factor: Tensor) -> None:
+    logits.sub_(_finite(top)[:, None]).exp_().mul_(factor[:, None])
+
+
+def _own(problem: Problem) -> slice:
+    """Where the block's targets stand among those of the whole batch."""
     offsets = problem.targets[0]
-    owner = expand(offsets, target_logits.shape[0])
-    share = 1 / offsets.diff().clamp(min=1).to(top.dtype)[owner]
-    # -log(exp(t) / (exp(t) + exp(rest))), t the target's logit and rest that of all negatives together
-    margin = (top[owner] - target_logits) + total.log()[owner]
-    losses = top.new_zeros(top.shape).index_add_(0, owner, softplus(margin) * share)
-    slopes = torch.sigmoid(margin) * share
-    weight = top.new_zeros(top.shape).index_add_(0, owner, slopes)
-    return losses, torch.where(total == 0, 0, weight / total), slopes
+    return slice(int(offsets[0]), int(offsets[-1]))
 
 
-def _targets(problem: Problem, rows: int) -> tuple[Tensor, Tensor]:
+def _targets(problem: Problem) -> tuple[Tensor, Tensor]:
     """Row and column of each target of a block."""
     offsets, columns = problem.targets
-    low, high = int(offsets[0]), int(offsets[rows])
-    return expand(offsets, high - low), columns[low:high]
+    own = columns[_own(problem)]
+    return expand(offsets, own.shape[0]), own
 
 
 def _hide(logits: Tensor, problem: Problem, column_begin: int) -> None:
     """Write -inf over masked columns and targets."""
     rows, width = logits.shape
-    pairs = [_targets(problem, rows)]
+    pairs = [_targets(problem)]
     if problem.masks is not None:
         (offsets, keys), (key_offsets, holders) = problem.masks.hidden, problem.masks.holders
         low, high = int(offsets[0]), int(offsets[rows])

@@ -21,12 +21,12 @@ atomically: results are bitwise reproducible. Not yet measured on a GPU.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ance_fast.ops.contrastive_problem import Problem
+from ance_fast.ops.loss_wiring import workspace_gain
 from ance_fast.ops.triton_common import LOG2E, on_device_of, scale_arguments, scale_value, softplus_and_slope
 
 # 1024 threads hold 32 fp32 values each; twice that would spill.
@@ -42,19 +42,17 @@ RUN = tl.constexpr(8)
 
 
 @triton.jit
-def _keep_targets(
-    row_logits, scale, begin, end, target_columns, target_logits, first, width, ALL_COLUMNS: tl.constexpr
-):
+def _keep_targets(row_logits, scale, begin, end, target_columns, target_logits, first, width, FRESH: tl.constexpr):
     """Store the scaled logits of the targets among columns first .. first + width, before they are hidden.
 
-    Where those are all columns, a target outside them gets NaN, which the loss then shows.
+    The first tile, which may be all columns, gives the others NaN: the loss then shows a target that is in no tile.
     """
     for at in range(begin, end, TARGETS):
         index = at + tl.arange(0, TARGETS)
         column = tl.load(target_columns + index, mask=index < end, other=0) - first
         here = (index < end) & (column >= 0) & (column < width)
         logit = tl.load(row_logits + column, mask=here, other=0.0)
-        if ALL_COLUMNS:
+        if FRESH:
             tl.store(target_logits + index, tl.where(here, logit * scale, float("nan")), mask=index < end)
         else:
             tl.store(target_logits + index, logit * scale, mask=here)
@@ -95,10 +93,15 @@ def _exponentials(score, highest):
 
 
 @triton.jit
-def _reduce(row_logits, width, scale, BLOCK: tl.constexpr):
-    """Maximum of the row's columns 0 .. width and the sum of exp(score - maximum), block by block."""
-    highest = -float("inf")
-    total = 0.0
+def _nothing():
+    """Maximum and sum of no columns."""
+    return tl.full((), -float("inf"), tl.float32), tl.full((), 0.0, tl.float32)
+
+
+@triton.jit
+def _reduce(row_logits, width, scale, highest, total, BLOCK: tl.constexpr):
+    """Maximum of the row's columns 0 .. width and the sum of exp(score - maximum), block by block, after those that
+    `highest` and `total` stand for."""
     for at in range(0, width, BLOCK):
         score = _scores(row_logits, at + tl.arange(0, BLOCK), width, scale)
         higher = tl.maximum(highest, tl.max(score, 0))
@@ -108,10 +111,10 @@ def _reduce(row_logits, width, scale, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _write_negatives(row_logits, row_gradient, width, scale, highest, weight, BLOCK: tl.constexpr):
+def _write_negatives(row_logits, row_gradient, width, scale, highest, weight, GAIN: tl.constexpr, BLOCK: tl.constexpr):
     for at in range(0, width, BLOCK):
         column = at + tl.arange(0, BLOCK)
-        block = _exponentials(_scores(row_logits, column, width, scale), highest) * weight
+        block = _exponentials(_scores(row_logits, column, width, scale), highest) * (weight * GAIN)
         tl.store(row_gradient + column, block, mask=column < width)
 
 
@@ -137,7 +140,7 @@ def _finish_row(begin, end, target_logits, slopes, highest, total):
 
 
 @triton.jit
-def _write_targets(row_gradient, begin, end, target_columns, slopes, first, width):
+def _write_targets(row_gradient, begin, end, target_columns, slopes, first, width, GAIN: tl.constexpr):
     """Gradient at the targets among columns first .. first + width.
 
     Each entry stores the whole gradient of its column, so entries with the same column store the same value and need
@@ -153,7 +156,7 @@ def _write_targets(row_gradient, begin, end, target_columns, slopes, first, widt
             other_column = tl.load(target_columns + other, mask=other < end, other=-1)
             times += tl.sum((column[:, None] == other_column[None, :]).to(tl.float32), 1)
         here = (index < end) & (column >= first) & (column < first + width)
-        tl.store(row_gradient + (column - first), -slope * times, mask=here)
+        tl.store(row_gradient + (column - first), -slope * times * GAIN, mask=here)
 
 
 @triton.jit
@@ -174,6 +177,7 @@ def softmax_gradient_kernel(
     losses,
     gradient,
     gradient_stride,
+    GAIN: tl.constexpr,
     SINGLE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -192,17 +196,20 @@ def softmax_gradient_kernel(
         unnormalized = _exponentials(score, highest)
         total = tl.sum(unnormalized, 0)
     else:
-        highest, total = _reduce(row_logits, columns, factor, BLOCK)
+        highest, total = _nothing()
+        highest, total = _reduce(row_logits, columns, factor, highest, total, BLOCK)
     loss, weight = _finish_row(begin, end, target_logits, slopes, highest, total)
     tl.store(losses + row, loss)
     if gradient is not None:
         row_gradient = gradient + row * gradient_stride
         if SINGLE:
-            tl.store(row_gradient + tl.arange(0, BLOCK), unnormalized * weight, mask=tl.arange(0, BLOCK) < columns)
+            tl.store(
+                row_gradient + tl.arange(0, BLOCK), unnormalized * (weight * GAIN), mask=tl.arange(0, BLOCK) < columns
+            )
         else:
-            _write_negatives(row_logits, row_gradient, columns, factor, highest, weight, BLOCK)
+            _write_negatives(row_logits, row_gradient, columns, factor, highest, weight, GAIN, BLOCK)
         tl.debug_barrier()
-        _write_targets(row_gradient, begin, end, target_columns, slopes, 0, columns)
+        _write_targets(row_gradient, begin, end, target_columns, slopes, 0, columns, GAIN)
 
 
 @triton.jit(do_not_specialize=["first"])
@@ -222,28 +229,32 @@ def tile_statistics_kernel(
     target_logits,
     highests,
     totals,
+    FRESH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     row_logits = logits + row * row_stride
     begin, end = tl.load(target_offsets + row), tl.load(target_offsets + row + 1)
     factor = scale_value(scale, SCALE_IN_MEMORY)
-    _keep_targets(row_logits, factor, begin, end, target_columns, target_logits, first, width, False)
+    _keep_targets(row_logits, factor, begin, end, target_columns, target_logits, first, width, FRESH)
     tl.debug_barrier()
     _hide(row_logits, row, begin, end, target_columns, mask_offsets, mask_keys, key_offsets, key_columns, first, width)
     tl.debug_barrier()
-    highest, total = _reduce(row_logits, width, factor, BLOCK)
+    highest, total = _nothing()
+    if not FRESH:
+        highest, total = tl.load(highests + row), tl.load(totals + row)
+    highest, total = _reduce(row_logits, width, factor, highest, total, BLOCK)
     tl.store(highests + row, highest)
     tl.store(totals + row, total)
 
 
 @triton.jit
-def finish_kernel(target_offsets, target_logits, highests, totals, losses, weights, slopes):
+def finish_kernel(target_offsets, target_logits, slopes, highests, totals, losses):
     row = tl.program_id(0).to(tl.int64)
     begin, end = tl.load(target_offsets + row), tl.load(target_offsets + row + 1)
     loss, weight = _finish_row(begin, end, target_logits, slopes, tl.load(highests + row), tl.load(totals + row))
     tl.store(losses + row, loss)
-    tl.store(weights + row, weight)
+    tl.store(totals + row, weight)
 
 
 @triton.jit(do_not_specialize=["first"])
@@ -265,6 +276,7 @@ def tile_gradient_kernel(
     slopes,
     gradient,
     gradient_stride,
+    GAIN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -273,19 +285,27 @@ def tile_gradient_kernel(
     _hide(row_logits, row, begin, end, target_columns, mask_offsets, mask_keys, key_offsets, key_columns, first, width)
     tl.debug_barrier()
     highest, weight = tl.load(highests + row), tl.load(weights + row)
-    _write_negatives(row_logits, row_gradient, width, scale_value(scale, SCALE_IN_MEMORY), highest, weight, BLOCK)
+    factor = scale_value(scale, SCALE_IN_MEMORY)
+    _write_negatives(row_logits, row_gradient, width, factor, highest, weight, GAIN, BLOCK)
     tl.debug_barrier()
-    _write_targets(row_gradient, begin, end, target_columns, slopes, first, width)
+    _write_targets(row_gradient, begin, end, target_columns, slopes, first, width, GAIN)
 
 
 def gradient(
-    logits: Tensor, scale: Tensor | float, problem: Problem, need: bool, out: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Losses [R] of a block of rows with all their columns, and P - onehot [R, N] if needed.
+    logits: Tensor,
+    scale: Tensor | float,
+    problem: Problem,
+    kept: Tensor,
+    losses: Tensor,
+    need: bool,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Write the losses [R] of a block of rows with all their columns, and return P - onehot [R, N] if needed.
 
     logits: fp32 [R, N], rows contiguous, any row stride: inner products not yet multiplied by `scale`. Overwritten.
-    scale: one element on the device of logits or the CPU, or a number. out: fp32, fp16 or bf16 [R, N], rows contiguous,
-    where P - onehot goes, without the factors `scale` and 1 / B; default over `logits`. Returned as the second.
+    scale: one element on the device of logits or the CPU, or a number. kept: fp32 [2, targets of the whole batch]. out:
+    fp32, fp16 or bf16 [R, N], rows contiguous, where P - onehot goes, without the factors `scale` and 1 / B but with
+    `workspace_gain`; default over `logits`.
 
     A row without targets has loss 0 and gradient 0; one without negatives loss 0. Row strides that are multiples of 16
     give 16-byte accesses. Never waits for the device, so it cannot check a list: columns and keys must be in range.
@@ -293,9 +313,8 @@ def gradient(
     rows, columns = logits.shape
     work = logits if out is None else out
     if rows == 0 or columns == 0:
-        return logits.new_zeros(rows), work
-    losses = logits.new_empty(rows)
-    kept = logits.new_empty(2, problem.targets[1].shape[0])
+        losses.zero_()
+        return work
     block = triton.next_power_of_2(columns)
     single = block <= SINGLE_BLOCK
     block = max(SMALLEST_BLOCK, block) if single else LOOP_BLOCK
@@ -306,70 +325,73 @@ def gradient(
             columns,
             *scale_arguments(scale, logits),
             *_lists(problem),
-            *kept,
+            *kept.unbind(),
             losses,
             work if need else None,
             work.stride(0),
+            GAIN=workspace_gain(work.dtype),
             SINGLE=single,
             BLOCK=block,
             num_warps=_warps(block),
         )
-    return losses, work
+    return work
 
 
 def statistics(
-    logits: Tensor, scale: Tensor | float, problem: Problem, column_begin: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(largest, sum of exp(s - largest)) [R] over the negatives of a tile of columns, which is used up, and the scaled
-    logits of the batch's targets, NaN but for those of the block that lie in this tile.
+    logits: Tensor,
+    scale: Tensor | float,
+    problem: Problem,
+    kept: Tensor,
+    top: Tensor,
+    total: Tensor,
+    column_begin: int,
+    fresh: bool,
+) -> None:
+    """Take a tile of columns, which is used up, into the block's statistics: largest [R] and sum of exp(s - largest)
+    [R] of the negatives seen so far, and the scaled logits of its targets. `fresh`: it is the first tile.
 
-    logits: fp32 [R, W], rows contiguous: inner products with columns column_begin .. column_begin + W; scale as for
-    `gradient`; the columns of problem are counted over all tiles.
+    logits: fp32 [R, W], rows contiguous: inner products with columns column_begin .. column_begin + W, W > 0; scale and
+    kept as for `gradient`; the columns of problem are counted over all tiles.
     """
     rows, width = logits.shape
-    top, total = logits.new_full((rows,), -torch.inf), logits.new_zeros(rows)
-    target_logits = logits.new_full(problem.targets[1].shape, torch.nan)
-    if rows and width:
-        with on_device_of(logits):
-            tile_statistics_kernel[(rows,)](
-                logits,
-                logits.stride(0),
-                width,
-                column_begin,
-                *scale_arguments(scale, logits),
-                *_lists(problem),
-                target_logits,
-                top,
-                total,
-                BLOCK=_tile_block(width),
-                num_warps=_warps(_tile_block(width)),
-            )
-    return top, total, target_logits
+    if rows == 0:
+        return
+    with on_device_of(logits):
+        tile_statistics_kernel[(rows,)](
+            logits,
+            logits.stride(0),
+            width,
+            column_begin,
+            *scale_arguments(scale, logits),
+            *_lists(problem),
+            kept[0],
+            top,
+            total,
+            FRESH=fresh,
+            BLOCK=_tile_block(width),
+            num_warps=_warps(_tile_block(width)),
+        )
 
 
-def finish(top: Tensor, total: Tensor, target_logits: Tensor, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
-    """From a block's statistics over all tiles: losses [R], factor [R], and slopes as long as target_logits (undefined
-    for targets of other blocks)."""
-    losses, factor, slopes = torch.empty_like(top), torch.empty_like(top), torch.empty_like(target_logits)
+def finish(top: Tensor, total: Tensor, problem: Problem, kept: Tensor, losses: Tensor) -> None:
+    """From a block's statistics over all tiles: losses [R], slopes of its targets, and over `total` the factor from
+    exp(s - top) to the gradient of a negative."""
     if top.shape[0]:
         with on_device_of(top):
-            finish_kernel[(top.shape[0],)](
-                problem.targets[0], target_logits, top, total, losses, factor, slopes, num_warps=1
-            )
-    return losses, factor, slopes
+            finish_kernel[(top.shape[0],)](problem.targets[0], *kept.unbind(), top, total, losses, num_warps=1)
 
 
 def tile_gradient(
     logits: Tensor,
     scale: Tensor | float,
     problem: Problem,
-    column_begin: int,
+    kept: Tensor,
     top: Tensor,
     factor: Tensor,
-    slopes: Tensor,
+    column_begin: int,
     out: Tensor | None = None,
 ) -> Tensor:
-    """P - onehot over a tile of logits computed anew, or in `out` [R, W] of fp32, fp16 or bf16."""
+    """P - onehot over a tile of logits computed anew, or in `out` [R, W] as for `gradient`."""
     rows, width = logits.shape
     work = logits if out is None else out
     if rows and width:
@@ -383,9 +405,10 @@ def tile_gradient(
                 *_lists(problem),
                 top,
                 factor,
-                slopes,
+                kept[1],
                 work,
                 work.stride(0),
+                GAIN=workspace_gain(work.dtype),
                 BLOCK=_tile_block(width),
                 num_warps=_warps(_tile_block(width)),
             )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from contrastive_ranks import TwoTowers, batch, csr
 
 from ance_fast.ops import contrastive_loss
 
@@ -41,10 +42,7 @@ def ranks(tmp_path_factory):
 
 
 @pytest.mark.parametrize("both", [False, True])
-def test_averaged_parameter_gradients_are_those_of_one_process(ranks, both, monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    from contrastive_ranks import TwoTowers, batch, csr
-
+def test_averaged_parameter_gradients_are_those_of_one_process(ranks, both):
     x, y, documents, positives, targets = batch()
     model = TwoTowers()
     q, p, scale = model(x, y)

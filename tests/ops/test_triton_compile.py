@@ -27,12 +27,13 @@ EXPECTED = {
     "softmax 32768 to bf16": (True, True, 3),
     "softmax 131072 in place": (True, True, 3),
     "softmax 131072 to bf16": (True, True, 3),
+    "tile statistics, first": (True, False, 2),
     "tile statistics": (True, False, 2),
     "finish": (False, False, 0),
     "tile gradient to bf16": (True, True, 2),
-    "pairwise 1 x 768 bf16": (True, True, 1),
-    "pairwise 7 x 768 fp32": (True, True, 1),
-    "pairwise 32 x 8192 bf16": (True, True, 1),
+    "pairwise 1 x 768 bf16": (True, True, 2),
+    "pairwise 7 x 768 fp32": (True, True, 2),
+    "pairwise 32 x 8192 bf16": (True, True, 2),
     "pool mean bf16": (True, True, 0),
     "pool mean fp32": (True, True, 0),
     "pool max bf16": (True, True, 0),
@@ -110,9 +111,9 @@ def softmax_forms():
     def fused(columns, dtype=None, masked=True, scale=1.0):
         logits = torch.empty(2, columns)
         out = None if dtype is None else torch.empty(2, columns, dtype=dtype)
-        return lambda: softmax.gradient(logits, scale, lists(masked), True, out)
+        return lambda: softmax.gradient(logits, scale, lists(masked), kept, torch.empty(2), True, out)
 
-    kernel = "softmax_gradient_kernel"
+    kernel, kept = "softmax_gradient_kernel", torch.empty(2, 16)
     yield "softmax 16384 in place", softmax, kernel, fused(16384)
     yield "softmax 16384 to bf16", softmax, kernel, fused(16384, torch.bfloat16, scale=torch.ones(1))
     yield "softmax 32768 to bf16", softmax, kernel, fused(32768, torch.bfloat16)
@@ -121,13 +122,20 @@ def softmax_forms():
     tile, row = torch.empty(2, 65536), torch.empty(2)
     out = torch.empty_like(tile, dtype=torch.bfloat16)
     problem = lists(True)
-    yield "tile statistics", softmax, "tile_statistics_kernel", lambda: softmax.statistics(tile, 1.0, problem, 4096)
-    yield "finish", softmax, "finish_kernel", lambda: softmax.finish(row, row, problem.targets[1].float(), problem)
+    statistics = "tile_statistics_kernel"
+    for fresh, name in ((True, "tile statistics, first"), (False, "tile statistics")):
+        yield (
+            name,
+            softmax,
+            statistics,
+            lambda fresh=fresh: softmax.statistics(tile, 1.0, problem, kept, row, row, 4096, fresh),
+        )
+    yield "finish", softmax, "finish_kernel", lambda: softmax.finish(row, row, problem, kept, row)
     yield (
         "tile gradient to bf16",
         softmax,
         "tile_gradient_kernel",
-        lambda: softmax.tile_gradient(tile, 1.0, problem, 4096, row, row, row, out),
+        lambda: softmax.tile_gradient(tile, 1.0, problem, kept, row, row, 4096, out),
     )
 
 
