@@ -12,7 +12,9 @@ of different size, and the mean of the ranks' losses is its loss.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,15 +22,25 @@ from torch import Tensor
 
 from ance_fast.errors import ConfigError
 from ance_fast.ops.contrastive_chunks import chunked_loss, operand_dtype
-from ance_fast.ops.contrastive_problem import Ragged, build_problem, check_values, transpose
+from ance_fast.ops.contrastive_problem import Ragged, build_problem, transpose
 from ance_fast.ops.loss_wiring import accumulate_dtype, differentiate_once, without_autocast, workspace_gain
+
+Checked = TypeVar("Checked")
+
+
+def check_together(check: Callable[[], Checked], q: Tensor, group: dist.ProcessGroup) -> Checked:
+    """What `check` returns. If it raises ConfigError, the other ranks, which are about to exchange sizes, learn so."""
+    try:
+        return check()
+    except ConfigError:
+        _exchange([1, *[0] * (_FACTS - 1)], q.device if isinstance(q, Tensor) else torch.device("cpu"), group)
+        raise
 
 
 def group_loss(
     q: Tensor,
     p: Tensor,
     scale: Tensor,
-    labels: Tensor | Ragged | None,
     targets: Ragged,
     doc_ids: Tensor | None,
     positives: Ragged | None,
@@ -38,18 +50,18 @@ def group_loss(
     chunk_rows: int,
     bidirectional: bool,
 ) -> Tensor:
-    """The rank's loss. Arguments describe its own rows and columns; targets, made of labels, are columns of its own p.
+    """The rank's loss. Arguments describe its own rows and columns; targets are columns of its own p.
 
     Collective: every rank of the group calls it, with the same options and the same tensors requiring gradients. Raises
     ConfigError, on every rank, if doc_ids or positives are given on some ranks only, if widths or dtypes differ, or if
-    a rank's lists are wrong.
+    `check_together` failed on another rank.
     """
     recording = torch.is_grad_enabled()
     need_scale = recording and scale.requires_grad
     need_q = need_scale or (recording and q.requires_grad)  # the gradient of scale is read off that of q
     need_p = recording and p.requires_grad
     call = _Call(group, backend, chunk_rows, bidirectional, need_q, need_p, need_scale)
-    sizes = _exchange_sizes(q, p, labels, targets, doc_ids, positives, call)
+    sizes = _exchange_sizes(q, p, targets, doc_ids, positives, call)
     return _run(q, p, scale, targets, doc_ids, positives, call, sizes)
 
 
@@ -107,7 +119,7 @@ def _compute(
         if call.bidirectional:
             everyone = _gather_lists(targets, sizes.rows, sizes.targets, group)
             known = (None, None) if positives is None else _gather_lists(positives, sizes.rows, sizes.positives, group)
-            anchors, count, other = transpose(build_problem(everyone, documents, *known))
+            anchors, count, other = transpose(build_problem(everyone, documents, *known), all_p.shape[0])
             # Those anchors that are columns of this rank; how many is known on the device alone.
             bounds = torch.tensor([first_column, first_column + p.shape[0]], device=anchors.device)
             low, high = torch.searchsorted(anchors, bounds).tolist()
@@ -128,9 +140,9 @@ def _compute(
             if call.need_scale:
                 grad_scale = (grad_scale + _product(block, grad_block) * (world / (gain * count))) / 2
             if call.need_q:
-                grad_q += _sum_onto_owner(grad_all_q, sizes.rows, group) * ratio
+                grad_q += _sum_onto_owner(grad_all_q, sizes.rows, group).mul_(ratio)
             if call.need_p:
-                grad_p.index_add_(0, own, grad_block * ratio)
+                grad_p.index_add_(0, own, grad_block.mul_(ratio))
         # Every rank holds the same scale, whose gradient DistributedDataParallel averages like any parameter's.
         return loss, factor * weight, grad_q, grad_p, grad_scale.to(scale.device)
 
@@ -172,34 +184,18 @@ def _pad(rows: Tensor, count: int) -> Tensor:
 
 
 def _exchange_sizes(
-    q: Tensor,
-    p: Tensor,
-    labels: Tensor | Ragged | None,
-    targets: Ragged,
-    doc_ids: Tensor | None,
-    positives: Ragged | None,
-    call: _Call,
+    q: Tensor, p: Tensor, targets: Ragged, doc_ids: Tensor | None, positives: Ragged | None, call: _Call
 ) -> _Sizes:
     """What memory each rank's part takes: the one thing that the host waits for in a call with one direction.
 
     Ranks that differ in anything else, or stop here alone, would wait for each other for ever.
     """
-    wrong: ConfigError | None = None
-    try:
-        check_values(labels, targets, positives, p.shape[0])
-    except ConfigError as error:
-        wrong = error
     flags = (doc_ids is not None, positives is not None, call.bidirectional, call.need_q, call.need_p, call.need_scale)
     sizes = (q.shape[0], p.shape[0], targets[1].shape[0], 0 if positives is None else positives[1].shape[0])
-    own = torch.tensor([wrong is not None, *sizes, q.shape[1], _DTYPES.index(q.dtype), *flags], device=q.device)
-    everyone = [torch.empty_like(own) for _ in range(call.group.size())]
-    dist.all_gather(everyone, own, group=call.group)
-    facts = torch.stack(everyone).tolist()
-    if wrong is not None:
-        raise wrong
+    facts = _exchange([0, *sizes, q.shape[1], _DTYPES.index(q.dtype), *flags], q.device, call.group)
     refused = [str(rank) for rank, fact in enumerate(facts) if fact[0]]
     if refused:
-        raise ConfigError(f"the lists of rank {', '.join(refused)} are wrong; the error there says how")
+        raise ConfigError(f"the arguments of rank {', '.join(refused)} are wrong; the error there says how")
     if any(other[5:] != facts[0][5:] for other in facts):
         names = ("doc_ids", "positives", "bidirectional", "gradient of q", "gradient of p", "gradient of scale")
         described = [
@@ -212,4 +208,14 @@ def _exchange_sizes(
     return _Sizes(rows, columns, listed, known)
 
 
+def _exchange(own: Sequence[int], device: torch.device, group: dist.ProcessGroup) -> list[list[int]]:
+    """The `_FACTS` numbers of every rank."""
+    mine = torch.tensor(own, dtype=torch.int64, device=device)
+    everyone = [torch.empty_like(mine) for _ in range(group.size())]
+    dist.all_gather(everyone, mine, group=group)
+    facts: list[list[int]] = torch.stack(everyone).tolist()
+    return facts
+
+
+_FACTS = 13
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)

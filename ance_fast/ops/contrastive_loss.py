@@ -17,8 +17,9 @@ from torch.distributed import ProcessGroup
 
 from ance_fast.errors import ConfigError
 from ance_fast.ops.contrastive_chunks import chunked_loss, operand_dtype
-from ance_fast.ops.contrastive_group import group_loss
+from ance_fast.ops.contrastive_group import check_together, group_loss
 from ance_fast.ops.contrastive_problem import (
+    Ragged,
     build_problem,
     check_index,
     check_ragged,
@@ -82,32 +83,16 @@ def contrastive_loss(
     Relations: in-batch InfoNCE is labels=None with p = [B, D]; mined negatives are further columns of p.
     `pairwise_loss` is ANCE's own loss and sees one negative at a time.
     """
-    q, p, doc_ids = as_tensor("q", q), as_tensor("p", p), as_optional_tensor("doc_ids", doc_ids)
-    check_embeddings("q", q, ("B", "D"))
-    check_embeddings("p", p, ("N", "D"), like=q)
-    if q.shape[1] != p.shape[1]:
-        raise ConfigError(f"q and p must have the same width, got {list(q.shape)} and {list(p.shape)}")
-    if chunk_rows is not None and chunk_rows < 1:
-        raise ConfigError(f"chunk_rows is {chunk_rows}; it must be at least 1")
-    check_scale(scale)
-    targets = target_lists(labels, q, p)
-    check_index("doc_ids", doc_ids, q)
-    if doc_ids is not None and doc_ids.shape[0] != p.shape[0]:
-        raise ConfigError(f"doc_ids must have one entry for each of the {p.shape[0]} columns, got {doc_ids.shape[0]}")
-    if positives is not None:
-        if doc_ids is None:
-            raise ConfigError("positives lists documents, so doc_ids must say which document each column holds")
-        positives = check_ragged("positives", positives, q)
+    check = functools.partial(_check, q, p, labels, doc_ids, positives, scale, chunk_rows, backend, process_group)
+    # Ranks that wait for one that raises here would wait for ever.
+    checked = check() if process_group is None else check_together(check, q, process_group)
+    q, p, targets, doc_ids, positives, chosen = checked
     factor = scale_tensor(scale)
-    chosen = dispatch("contrastive_loss", q.device, q.dtype, backend)
     if process_group is not None:
-        if chosen == "reference":
-            raise ConfigError("the reference knows no process_group; choose another backend")
         return group_loss(
             q,
             p,
             factor,
-            labels,
             targets,
             doc_ids,
             positives,
@@ -116,8 +101,6 @@ def contrastive_loss(
             chunk_rows=chunk_rows or 0,
             bidirectional=bidirectional,
         )
-    if chosen == "reference" or runs_eagerly(q):
-        check_values(labels, targets, positives, p.shape[0])
     if chosen == "reference":
         return contrastive_loss_reference(
             q, p, labels=targets, doc_ids=doc_ids, positives=positives, scale=scale, bidirectional=bidirectional
@@ -142,6 +125,42 @@ def contrastive_loss(
         need_p,
         need_scale,
     )
+
+
+def _check(
+    q: Tensor,
+    p: Tensor,
+    labels: Tensor | tuple[Tensor, Tensor] | None,
+    doc_ids: Tensor | None,
+    positives: tuple[Tensor, Tensor] | None,
+    scale: float | Tensor,
+    chunk_rows: int | None,
+    backend: str,
+    process_group: ProcessGroup | None,
+) -> tuple[Tensor, Tensor, Ragged, Tensor | None, Ragged | None, str]:
+    """q, p, targets, doc_ids and positives as tensors, and the backend; raises ConfigError for what is wrong."""
+    q, p, doc_ids = as_tensor("q", q), as_tensor("p", p), as_optional_tensor("doc_ids", doc_ids)
+    check_embeddings("q", q, ("B", "D"))
+    check_embeddings("p", p, ("N", "D"), like=q)
+    if q.shape[1] != p.shape[1]:
+        raise ConfigError(f"q and p must have the same width, got {list(q.shape)} and {list(p.shape)}")
+    if chunk_rows is not None and chunk_rows < 1:
+        raise ConfigError(f"chunk_rows is {chunk_rows}; it must be at least 1")
+    check_scale(scale)
+    targets = target_lists(labels, q, p)
+    check_index("doc_ids", doc_ids, q)
+    if doc_ids is not None and doc_ids.shape[0] != p.shape[0]:
+        raise ConfigError(f"doc_ids must have one entry for each of the {p.shape[0]} columns, got {doc_ids.shape[0]}")
+    if positives is not None:
+        if doc_ids is None:
+            raise ConfigError("positives lists documents, so doc_ids must say which document each column holds")
+        positives = check_ragged("positives", positives, q)
+    if runs_eagerly(q):
+        check_values(labels, targets, positives, p.shape[0])
+    chosen = dispatch("contrastive_loss", q.device, q.dtype, backend)
+    if process_group is not None and chosen == "reference":
+        raise ConfigError("the reference knows no process_group; choose another backend")
+    return q, p, targets, doc_ids, positives, chosen
 
 
 def contrastive_loss_reference(
@@ -220,7 +239,7 @@ def _compute(
         loss = losses.mean() if batch else losses.sum()
         weight = 1 / (max(batch, 1) * workspace_gain(read_as))
         if bidirectional:
-            anchors, count, other = transpose(problem)
+            anchors, count, other = transpose(problem, p.shape[0])
             losses_p, grad_anchors, grad_rows = chunked_loss(
                 operand_p[anchors],
                 operand_q,
@@ -234,10 +253,11 @@ def _compute(
             count = count.clamp(min=1).to(dtype)
             loss = (loss + losses_p.sum() / count) / 2
             weight /= 2
+            ratio = batch / count
             if need_q:
-                grad_q += grad_rows * (batch / count)
+                grad_q += grad_rows.mul_(ratio)
             if need_p:
-                grad_p.index_add_(0, anchors, grad_anchors * (batch / count))
+                grad_p.index_add_(0, anchors, grad_anchors.mul_(ratio))
         # d loss / d scale = sum_ij (P - onehot)_ij (q p^T)_ij = sum_i q_i . (the unscaled gradient of q)_i
         grad_scale = scale.new_empty(0, dtype=dtype)
         if need_scale:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ance_fast.errors import ConfigError
 from ance_fast.ops.interchange import as_tensor
+from ance_fast.ops.loss_wiring import readable
 
 Ragged = tuple[Tensor, Tensor]  # CSR: offsets int64 [rows + 1], values int64
 
@@ -73,7 +74,7 @@ def check_values(labels: Tensor | Ragged | None, targets: Ragged, positives: Rag
 
     On the CPU only: a look at device memory would wait for it.
     """
-    if targets[0].device.type != "cpu":
+    if not readable(targets[0]):
         return
     if isinstance(labels, tuple | list):
         check_offsets("labels", targets)
@@ -156,27 +157,27 @@ def group(keys: Tensor, values: Tensor, count: int) -> Ragged:
     return offsets, values[order]
 
 
-def transpose(problem: Problem) -> tuple[Tensor, Tensor, Problem]:
-    """Target columns against rows: anchors int64 [targets], their number (0-dim), the problem with anchors as rows.
+def transpose(problem: Problem, columns: int) -> tuple[Tensor, Tensor, Problem]:
+    """Target columns against rows: anchors int64 [A], how many they are (0-dim), the problem with anchors as rows.
 
-    Anchors are the columns that are a target of some row, ascending. How many there are is known on the device alone,
-    so the last of them is repeated to the length that is known, as rows without targets. An anchor masks the rows that
-    mask the anchor's column.
+    Anchors are those of the `columns` that are a target of some row, ascending. On a device their number is known there
+    alone, so the last of them is repeated, as rows without targets, to the most there can be. An anchor masks the rows
+    that mask the anchor's column.
     """
     offsets, target_columns = problem.targets
-    total = target_columns.shape[0]
-    rows = expand(offsets, total)
-    columns, order = target_columns.sort(stable=True)
-    first = torch.ones_like(columns, dtype=torch.bool)
-    first[1:] = columns[1:] != columns[:-1]
-    place = first.cumsum(0) - 1
-    anchors = columns[-1:].repeat(total).scatter_(0, place, columns)
-    numbers = torch.arange(total + 1, device=columns.device)
-    targets = torch.searchsorted(place, numbers), rows[order]
+    ordered, order = target_columns.sort(stable=True)
+    rows = expand(offsets, ordered.shape[0])[order]
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    count, place = first.sum(), first.cumsum(0) - 1
+    most = int(count) if readable(ordered) else min(ordered.shape[0], columns)
+    anchors = ordered[-1:].repeat(most).scatter_(0, place.clamp(max=most - 1), ordered)
+    numbers = torch.arange(most + 1, device=ordered.device)
+    targets = torch.searchsorted(place, numbers), rows
     if problem.masks is None:
-        return anchors, first.sum(), Problem(targets, None)
+        return anchors, count, Problem(targets, None)
     hidden, (key_offsets, holders) = problem.masks.hidden, problem.masks.holders
     keys = key_offsets.shape[0] - 1
     key_of_column = torch.empty_like(holders).scatter_(0, holders, expand(key_offsets, holders.shape[0]))
     by_key = group(hidden[1], expand(hidden[0], hidden[1].shape[0]), keys)
-    return anchors, first.sum(), Problem(targets, Masks((numbers, key_of_column[anchors]), by_key))
+    return anchors, count, Problem(targets, Masks((numbers, key_of_column[anchors]), by_key))

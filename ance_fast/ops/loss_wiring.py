@@ -87,6 +87,11 @@ def _no_second_derivative(ctx: Any, *_: Any) -> None:
 scaled_gradient.register_autograd(_no_second_derivative)
 
 
+def readable(tensor: Tensor) -> bool:
+    """Whether a look at values waits for nothing."""
+    return tensor.device.type == "cpu"
+
+
 def runs_eagerly(tensor: Tensor) -> bool:
     """Whether the op is called as plain code: without torch.compile, and on a tensor that holds values."""
     return not torch.compiler.is_compiling() and type(tensor) in (Tensor, torch.nn.Parameter)
@@ -158,8 +163,7 @@ def _scale_once(factor: Tensor, gradient: Tensor, tie: Tensor, dtype: torch.dtyp
     """`scaled_gradient`, in place where no other backward pass can follow: a copy as large as q and p less."""
     if torch.is_grad_enabled() or _graph_is_kept():
         return scaled_gradient(factor, gradient, tie, dtype)
-    # loss.backward() begins with 1. A number on the CPU can be looked at; on a device it would be waited for.
-    if gradient.dtype == dtype and factor.device.type == "cpu" and factor.item() == 1:
+    if gradient.dtype == dtype and readable(factor) and factor.item() == 1:  # as loss.backward() begins
         return gradient
     out = gradient if gradient.dtype == dtype else torch.empty_like(gradient, dtype=dtype)
     return torch.mul(gradient, factor.to(gradient.device), out=out)

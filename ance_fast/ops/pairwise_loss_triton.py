@@ -177,7 +177,7 @@ def compute_pairwise(
                 dim,
                 *scale_arguments(scale, q),
                 rows,
-                _finished(q.device, torch.cuda.current_stream(q.device).cuda_stream if q.is_cuda else 0),
+                _finished(q.device),
                 *per_row,
                 loss,
                 grad_scale,
@@ -191,8 +191,19 @@ def compute_pairwise(
     return loss, grad_q, grad_pos, grad_neg, grad_scale if need_grad else loss.new_empty(0)
 
 
+def _finished(device: torch.device) -> Tensor:
+    """A counter at 0 of the programs that have finished, which each launch leaves at 0.
+
+    Launches of one stream follow each other and share it. A captured graph has its own: it may be replayed on any
+    stream, and what fills it must be in the graph.
+    """
+    if device.type != "cuda":
+        return _counter(device, 0)
+    if torch.cuda.is_current_stream_capturing():
+        return torch.zeros(1, dtype=torch.int32, device=device)
+    return _counter(device, torch.cuda.current_stream(device).cuda_stream)
+
+
 @functools.cache
-def _finished(device: torch.device, stream: int) -> Tensor:
-    """Counter of the programs that have finished, which each launch leaves at 0. Launches of one stream follow each
-    other; those of two do not, so each stream has its own."""
+def _counter(device: torch.device, stream: int) -> Tensor:
     return torch.zeros(1, dtype=torch.int32, device=device)

@@ -39,6 +39,8 @@ def compute_pool(
     (tokens, dim), sequences = hidden.shape, cu_seqlens.shape[0] - 1
     _check_dim(dim)
     out, pooled, stats, argmax = outputs(hidden, cu_seqlens, mode, norm, kernel_dtype, save)
+    if dim == 0:
+        return out.to(out_dtype), pooled, stats, argmax
     # Named, so that the copies (if any) live until the kernel is queued.
     hidden, cu_seqlens = hidden.contiguous(), cu_seqlens.contiguous()
     weight, bias = _parameter(weight), _parameter(bias)
@@ -99,6 +101,8 @@ def compute_pool_backward(
     grad_hidden = grad_out.new_empty((tokens, dim), dtype=dtype)
     grad_weight = grad_out.new_empty(dim if with_parameters else 0, dtype=torch.float32)
     grad_bias = torch.empty_like(grad_weight)
+    if dim == 0:
+        return grad_hidden, grad_weight, grad_bias
     grad_out, cu_seqlens, weight = grad_out.contiguous(), cu_seqlens.contiguous(), _parameter(weight)
     workspace_bytes = _C.pool_backward_workspace_cuda(sequences, dim, with_parameters)
     workspace = grad_out.new_empty(workspace_bytes, dtype=torch.uint8) if workspace_bytes else None
@@ -150,7 +154,7 @@ def _name(dtype: torch.dtype) -> str:
 
 def _check_dim(dim: int) -> None:
     widest = _C.pool_max_dim_cuda
-    if not 1 <= dim <= widest:
+    if dim > widest:
         raise ConfigError(
-            f"hidden is {dim} wide; the CUDA kernel of pool_normalize takes 1 to {widest}: use backend='torch'"
+            f"hidden is {dim} wide; the CUDA kernel of pool_normalize takes up to {widest}: use backend='torch'"
         )

@@ -93,7 +93,10 @@ def run_tests(copy: Path, names: list[str]) -> tuple[int, bool]:
     arguments = ["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *names]
     environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, *arguments]
-    result = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
+    try:
+        result = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=900)
+    except subprocess.TimeoutExpired:  # a deadlock is noticed too
+        return 1, True
     summary = result.stdout.strip().rpartition("\n")[2]
     return result.returncode, result.returncode != 0 or " passed" in summary
 

@@ -150,3 +150,32 @@ def test_the_number_of_threads_does_not_change_a_bit(mode, norm):
     one, three = (run(*arguments[:3], mode, norm, *arguments[3:], "auto", threads=n) for n in (1, 3))
     for name, array in one.items():
         np.testing.assert_array_equal(array, three[name])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_result_written_past_the_cache_is_the_same(mode, isa):
+    # 7 MB: more than the limit for it, in rows of whole registers.
+    rng = np.random.default_rng(0)
+    arguments = problem(rng.integers(0, 40, 120), 768, 5)
+    assert arguments[0].nbytes > 4 << 20
+    result = run(*arguments[:3], mode, "l2", *arguments[3:], isa, threads=3)
+    wanted = expected(*arguments[:3], mode, "l2", *arguments[3:], torch.float64)
+    np.testing.assert_allclose(result["grad_hidden"], wanted["grad_hidden"], rtol=1e-5, atol=1e-6)
+
+
+def test_a_large_result_may_lie_anywhere():
+    rng = np.random.default_rng(0)
+    hidden, cu, grad_out, *_ = problem(rng.integers(0, 40, 120), 768, 5)
+    common = {"mode": "cls", "norm": "none", "eps": 1e-12, "weight": None, "threads": 1, "isa": "auto"}
+    saved = dict.fromkeys(("pooled", "stats", "argmax"))
+    results = []
+    for shift in (0, 1):  # of one element: no register's alignment
+        buffer = np.full(hidden.size + 16, np.nan, np.float32)
+        start = (-buffer.ctypes.data // 4) % 16 + shift
+        grad = buffer[start : start + hidden.size].reshape(hidden.shape)
+        _C.pool_normalize_backward(grad_out, cu, **common, **saved, grad_hidden=grad)
+        assert np.isnan(buffer[:start]).all()
+        assert np.isnan(buffer[start + hidden.size :]).all()
+        results.append(grad)
+    np.testing.assert_array_equal(*results)

@@ -1,8 +1,8 @@
 """One of two processes that train on halves of a batch; started by test_contrastive_group.py.
 
-Arguments: rank, the file over which the ranks meet, the file to write. Saves the loss and the averaged parameter
-gradients. Prints "ready" before it looks for the other rank and "met" after, and where it stands if it takes longer
-than it ever should.
+Arguments: rank, the file over which the ranks meet, the file to write, called after the rank. Saves the loss and the
+averaged parameter gradients. Prints "ready" before it looks for the other rank and "met" after, and where it stands if
+it takes longer than it ever should.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import faulthandler
 import os
 import sys
+import time
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -51,8 +53,23 @@ def csr(lists):
     return offsets, torch.tensor([v for x in lists for v in x], dtype=torch.int64)
 
 
+def parts(dtype):
+    """Queries and passages of a batch, all of the former on rank 1."""
+    draw = torch.Generator().manual_seed(5)
+    q, p = (torch.randn(n, 6, generator=draw).to(dtype) for n in (3, 7))
+    return [(q[:0], p[:4]), (q, p[4:])]
+
+
+def uneven(rank, dtype):
+    """Loss and gradients of a rank that has no queries or few passages, without labels."""
+    q, p = (part.requires_grad_() for part in parts(dtype)[rank])
+    loss = contrastive_loss(q, p, process_group=dist.group.WORLD)
+    return [loss.detach(), *torch.autograd.grad(loss, (q, p))]
+
+
 def main() -> None:
-    rank, meeting, target = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+    rank, meeting, target = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
+    other = target.with_name(f"{1 - rank}.pt")
     faulthandler.dump_traceback_later(100, exit=True)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # else the address of this host's name, which need not be reachable
     torch.set_num_threads(1)
@@ -81,6 +98,12 @@ def main() -> None:
         )
         loss.backward()
         saved[both] = (loss.detach(), {name: w.grad for name, w in model.module.named_parameters()})
+    saved["uneven"] = uneven(rank, torch.float32)
+    saved["half"] = uneven(rank, torch.bfloat16)
+    try:  # rank 1 has fewer columns than rows
+        contrastive_loss(torch.ones(2, 2), torch.ones(2 - rank, 2), process_group=dist.group.WORLD)
+    except ConfigError as error:
+        saved["stopped"] = str(error)
     try:
         contrastive_loss(
             torch.ones(1, 2),
@@ -90,8 +113,11 @@ def main() -> None:
         )
     except ConfigError as error:
         saved["refused"] = str(error)
-    torch.save(saved, target)
-    dist.destroy_process_group()
+    torch.save(saved, f"{target}.part")
+    os.rename(f"{target}.part", target)
+    while not other.exists():  # until then it may still be reading from this one
+        time.sleep(0.05)
+    os._exit(0)  # gloo now and then hangs when its threads are joined
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from contrastive_ranks import TwoTowers, batch, csr
+from contrastive_ranks import TwoTowers, batch, csr, parts
 
 from ance_fast.ops import contrastive_loss
 
@@ -62,6 +62,26 @@ def test_averaged_parameter_gradients_are_those_of_one_process(ranks, both):
         assert parameter.grad.abs().max() > 0
         for rank in ranks:
             torch.testing.assert_close(rank[both][1][name], parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("uneven", torch.float32), ("half", torch.bfloat16)])
+def test_a_rank_may_have_no_queries_and_half_precision(ranks, name, dtype):
+    (_, first), (q, second) = parts(dtype)
+    leaves = [q.float().requires_grad_(), torch.cat([first, second]).float().requires_grad_()]
+    # Without labels a rank's query i has its own passage i, which is column 4 + i of all.
+    wanted = contrastive_loss(*leaves, labels=torch.arange(4, 7), backend="reference")
+    grad_q, grad_p = torch.autograd.grad(wanted, leaves)
+    found = [rank[name] for rank in ranks]
+    close = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 1e-3 if dtype == torch.bfloat16 else 1e-6}
+    assert sum(loss.item() for loss, *_ in found) / 2 == pytest.approx(wanted.item(), rel=1e-5)
+    assert {part.dtype for _, *gradients in found for part in gradients} == {dtype}
+    torch.testing.assert_close(found[1][1].float() / 2, grad_q, **close)
+    torch.testing.assert_close(torch.cat([found[0][2], found[1][2]]).float() / 2, grad_p, **close)
+
+
+def test_a_rank_with_wrong_arguments_stops_the_others(ranks):
+    assert "the arguments of rank 1 are wrong" in ranks[0]["stopped"]
+    assert "p has 1 rows for 2 of q" in ranks[1]["stopped"]
 
 
 def test_ranks_that_call_it_differently_are_told_so(ranks):

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ance_fast import _C
 from ance_fast.errors import ConfigError
-from ance_fast.ops import contrastive_loss
+from ance_fast.ops import contrastive_loss, contrastive_problem
 from ance_fast.ops.contrastive_chunks import CPU_LIMIT, Tiling, chunked_loss, default_tiling
 from ance_fast.ops.contrastive_problem import Problem
 
@@ -137,6 +137,21 @@ def test_its_gradients_are_those_of_the_reference(problem, chunk, both, seed):
             *leaves[:2], **arguments_of(problem), scale=leaves[2], chunk_rows=rows, bidirectional=both, backend=backend
         )
         results.append(torch.autograd.grad(3 * loss, leaves))
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(problem=problems(), seed=st.integers(0, 99))
+def test_anchors_whose_number_cannot_be_read_give_the_reference(monkeypatch, problem, seed):
+    """As on a GPU, where their list is as long as it can be."""
+    monkeypatch.setattr(contrastive_problem, "readable", lambda _: False)
+    draw = torch.Generator().manual_seed(seed)
+    leaves = [torch.randn(n, 5, generator=draw, dtype=torch.float64, requires_grad=True) for n in problem[:2]]
+    results = []
+    for backend in ("torch", "reference"):
+        loss = contrastive_loss(*leaves, **arguments_of(problem), bidirectional=True, backend=backend)
+        results.append([loss, *torch.autograd.grad(loss, leaves)])
     for mine, theirs in zip(*results, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
 

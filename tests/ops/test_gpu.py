@@ -6,16 +6,19 @@ import pytest
 import torch
 from op_cases import NAMES, case, value_and_gradients
 
-from ance_fast.ops import contrastive_chunks, contrastive_loss
+from ance_fast.ops import contrastive_chunks, contrastive_loss, pairwise_loss, pool_normalize
 from ance_fast.ops.contrastive_chunks import Tiling
-from ance_fast.ops.dispatch import dispatch_counts, reset_dispatch_counts
+from ance_fast.ops.dispatch import choose, dispatch_counts, reset_dispatch_counts
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 def backends(name):
-    return ["triton", "cuda", "torch"] if "+" in name else ["triton", "torch"]
+    if "+" not in name:
+        return ["triton", "torch"]
+    built = choose("pool_normalize", "cuda", torch.float32).backend == "cuda"
+    return [*(["cuda"] if built else []), "triton", "torch"]
 
 
 def on_gpu(name, rows, dim, dtype):
@@ -33,8 +36,9 @@ def test_it_errs_no_more_than_eager_torch(name, rows, dim, dtype):
     for backend in backends(name):
         found = value_and_gradients(function, narrow, backend=backend)
         for mine, theirs, wanted in zip(found, eager, exact, strict=True):
-            allowed = (theirs.double() - wanted).abs().max() + 2 * torch.finfo(mine.dtype).eps * wanted.abs().max()
-            assert (mine.double() - wanted).abs().max() <= allowed + 4e-6 * wanted.abs().max()
+            # Results are rounded to the dtype once; a value sums many of them. D = 1 makes true gradients 0.
+            rounding = 2 * torch.finfo(dtype).eps * wanted.abs().max() + 4e-6 * (1 + wanted.abs().max())
+            assert (mine.double() - wanted).abs().max() <= (theirs.double() - wanted).abs().max() + rounding
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -54,26 +58,29 @@ def test_a_kernel_is_chosen_without_asking(name):
     assert all(key.endswith(("/triton", "/cuda")) for key in dispatch_counts())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["one direction", "bidirectional", "pairwise", "pool"])
 def test_nothing_waits_for_the_device(name):
-    function, leaves = on_gpu(name, 16, 64, torch.bfloat16)
-    leaves = [leaf.requires_grad_() for leaf in leaves]
-    function(leaves).backward()  # compiles, which may wait
+    q, p, hidden = (torch.randn(n, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for n in (16, 33, 40))
+    documents, cu_seqlens = torch.arange(33, device="cuda") // 2, torch.tensor([0, 9, 9, 40], device="cuda").int()
+
+    def step():
+        if name == "pairwise":
+            return pairwise_loss(q, p[:16], p[17:].reshape(16, 1, 64), scale=20.0)
+        if name == "pool":
+            return pool_normalize(hidden, cu_seqlens).sum()
+        return contrastive_loss(q, p, doc_ids=documents, bidirectional=name == "bidirectional", scale=20.0)
+
+    step().backward()  # compiles, which may wait
     torch.cuda.synchronize()
-    q, p, *_ = [leaf.detach().requires_grad_() for leaf in [*leaves, *leaves]]
     try:
         torch.cuda.set_sync_debug_mode("error")
-        if name in ("contrastive", "bidirectional"):
-            documents = torch.arange(p.shape[0], device="cuda") // 2
-            contrastive_loss(q, p, doc_ids=documents, bidirectional=name == "bidirectional", scale=20.0).backward()
-        elif name == "pairwise":
-            function(leaves).backward()
+        step().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_chunk_is_four_launches():
-    q, p = (torch.randn(n, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for n in (96, 128))
+    q, p = (torch.randn(n, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for n in (768, 1024))
 
     def launches(chunk_rows):
         contrastive_loss(q, p, chunk_rows=chunk_rows).backward()
@@ -81,10 +88,24 @@ def test_a_chunk_is_four_launches():
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             contrastive_loss(q, p, chunk_rows=chunk_rows).backward()
             torch.cuda.synchronize()
-        return sum(event.count for event in profile.key_averages() if "Memcpy" not in event.key)
+        events = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+        # cuBLAS adds up the parts of a product that it splits in a launch of its own.
+        return sum("Memcpy" not in event.name and "splitK" not in event.name for event in events)
 
-    # cuBLAS may split a product of so few rows in two launches.
-    assert launches(32) - launches(96) <= 2 * (4 + 3)
+    assert launches(256) - launches(768) <= 2 * 4
+
+
+def test_a_captured_pairwise_loss_can_be_replayed():
+    q, pos, neg = (torch.randn(*shape, device="cuda") for shape in ((9, 64), (9, 64), (9, 2, 64)))
+    wanted = pairwise_loss(q, pos, neg)
+    graphs, losses = [torch.cuda.CUDAGraph() for _ in range(2)], []
+    for graph in graphs:
+        with torch.cuda.graph(graph):
+            losses.append(pairwise_loss(q, pos, neg))
+    for at in (1, 0, 0, 1):
+        losses[at].zero_()
+        graphs[at].replay()
+        assert torch.equal(losses[at], wanted)
 
 
 def test_memory_stays_within_a_fifth_of_the_formula():

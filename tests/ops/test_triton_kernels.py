@@ -331,7 +331,7 @@ def test_blocks_of_a_batch_add_up_to_the_reference(dim, both):
     problem = build_problem(labels, documents, *positives)
     loss, grad_q, grad_p = (x / 13 for x in loss_by_kernels(q, p, torch.tensor([4.0], device=DEVICE), problem, 5))
     if both:
-        anchors, count, other = transpose(problem)
+        anchors, count, other = transpose(problem, 31)
         loss_p, grad_anchors, grad_rows = (x / count for x in loss_by_kernels(p[anchors], q, 4.0, other, 5))
         loss = (loss + loss_p) / 2
         grad_q = (grad_q + grad_rows) / 2
