@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "huge_pages.h"
+#include "pages.h"
 #include "parallel.h"
 
 namespace ance_fast {

@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "huge_pages.h"
+#include "pages.h"
 #include "parallel.h"
 
 namespace ance_fast {
@@ -104,9 +104,11 @@ void pool_normalize_backward(const PoolBackward& args, Isa isa, int threads) {
     }
   }
   const size_t bytes = static_cast<size_t>(args.tokens * args.dim) * sizeof(float);
-  advise_huge_pages(args.grad_hidden, bytes);
+  const bool used_before = has_pages(args.grad_hidden, bytes);
+  if (!used_before) advise_huge_pages(args.grad_hidden, bytes);
   const bool aligned = args.dim % 16 == 0 && reinterpret_cast<uintptr_t>(args.grad_hidden) % 64 == 0;
-  const bool past_cache = aligned && bytes >= kPastCacheBytes;
+  // A page that the system has just filled with zeros is in the cache.
+  const bool past_cache = used_before && aligned && bytes >= kPastCacheBytes;
   split(args.sequences, args.tokens * args.dim, threads, [&](int64_t begin, int64_t end) {
     std::vector<float> scratch(3 * static_cast<size_t>(args.dim));
     ANCE_DISPATCH(isa, backward(args, scratch.data(), past_cache, begin, end));
