@@ -1,13 +1,27 @@
-// Sixteen floats: one AVX-512 register, two of AVX2, or plain scalars. Included once per instruction set, before the
-// kernels, inside a namespace of its own; ANCE_TARGET is the function attribute that selects the set.
+// Vectors of floats. Included once per instruction set, before the kernels, inside a namespace of its own; ANCE_TARGET is
+// the function attribute that selects the set, ANCE_LANES the number of floats in one of its registers.
 
-typedef float Lanes __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t IntLanes __attribute__((vector_size(64), aligned(4), may_alias));
+// One register: for comparisons and choices, which GCC does element by element in vectors wider than that.
+constexpr int kLanes = ANCE_LANES;
+typedef float Lanes __attribute__((vector_size(4 * ANCE_LANES), aligned(4), may_alias));
+typedef int32_t IntLanes __attribute__((vector_size(4 * ANCE_LANES), aligned(4), may_alias));
 
 ANCE_TARGET static inline Lanes load(const float* p) { return *reinterpret_cast<const Lanes*>(p); }
 ANCE_TARGET static inline void store(float* p, Lanes v) { *reinterpret_cast<Lanes*>(p) = v; }
 
 ANCE_TARGET static inline float sum_lanes(Lanes v) {
+  float total = 0.0f;
+  for (int i = 0; i < kLanes; ++i) total += v[i];
+  return total;
+}
+
+// Sixteen floats whatever the register: for sums and products, in the same order in every set.
+typedef float Wide __attribute__((vector_size(64), aligned(4), may_alias));
+
+ANCE_TARGET static inline Wide load_wide(const float* p) { return *reinterpret_cast<const Wide*>(p); }
+ANCE_TARGET static inline void store_wide(float* p, Wide v) { *reinterpret_cast<Wide*>(p) = v; }
+
+ANCE_TARGET static inline float sum_wide(Wide v) {
   float total = 0.0f;
   for (int i = 0; i < 16; ++i) total += v[i];
   return total;

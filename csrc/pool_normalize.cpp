@@ -15,7 +15,7 @@ namespace {
 
 namespace scalar {
 #define ANCE_TARGET
-#define ANCE_LANES 1
+#define ANCE_LANES 4
 #include "lanes.inl"
 #include "pool_normalize_kernel.inl"
 #undef ANCE_LANES

@@ -5,33 +5,33 @@
 // could replace the portable copy.
 
 ANCE_TARGET static float sum_of(const float* x, int64_t dim) {
-  Lanes lanes = {};
+  Wide lanes = {};
   int64_t d = 0;
-  for (; d + 16 <= dim; d += 16) lanes += load(x + d);
-  float total = sum_lanes(lanes);
+  for (; d + 16 <= dim; d += 16) lanes += load_wide(x + d);
+  float total = sum_wide(lanes);
   for (; d < dim; ++d) total += x[d];
   return total;
 }
 
 ANCE_TARGET static float dot_of(const float* x, const float* y, int64_t dim) {
-  Lanes lanes = {};
+  Wide lanes = {};
   int64_t d = 0;
   for (; d + 16 <= dim; d += 16) {
-    lanes += load(x + d) * load(y + d);
+    lanes += load_wide(x + d) * load_wide(y + d);
   }
-  float total = sum_lanes(lanes);
+  float total = sum_wide(lanes);
   for (; d < dim; ++d) total += x[d] * y[d];
   return total;
 }
 
 ANCE_TARGET static float squared_deviation_of(const float* x, float mean, int64_t dim) {
-  Lanes lanes = {};
+  Wide lanes = {};
   int64_t d = 0;
   for (; d + 16 <= dim; d += 16) {
-    const Lanes deviation = load(x + d) - mean;
+    const Wide deviation = load_wide(x + d) - mean;
     lanes += deviation * deviation;
   }
-  float total = sum_lanes(lanes);
+  float total = sum_wide(lanes);
   for (; d < dim; ++d) total += (x[d] - mean) * (x[d] - mean);
   return total;
 }
@@ -225,7 +225,7 @@ ANCE_TARGET static void backward(const PoolBackward& p, float* scratch, bool pas
       for (int64_t d = 0; d < dim; ++d) p.grad_hidden[argmax[d] * dim + d] = scratch[d];
     }
   }
-#if ANCE_LANES > 1
+#if ANCE_LANES >= 8
   _mm_sfence();  // before another thread is told that the rows are there
 #endif
 }

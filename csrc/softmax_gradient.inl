@@ -9,18 +9,18 @@ ANCE_TARGET static RowStatistics statistics_of(const float* row, int64_t columns
   float top = -__builtin_inff();
   Lanes highest = Lanes{} + top;
   int64_t j = 0;
-  for (; j + 16 <= columns; j += 16) {
+  for (; j + kLanes <= columns; j += kLanes) {
     const Lanes s = load(row + j) * scale;
     highest = s > highest ? s : highest;
   }
-  for (int i = 0; i < 16; ++i) top = highest[i] > top ? highest[i] : top;
+  for (int i = 0; i < kLanes; ++i) top = highest[i] > top ? highest[i] : top;
   for (; j < columns; ++j) top = row[j] * scale > top ? row[j] * scale : top;
   // Finite even when there is nothing to sum, so that -inf - top is not NaN.
   const float shift = top == -__builtin_inff() ? 0.0f : top;
   const Lanes lowest = Lanes{} - 87.0f, zero = {};
   Lanes lanes = {};
   float rest = 0.0f;
-  for (j = 0; j + 16 <= columns; j += 16) {
+  for (j = 0; j + kLanes <= columns; j += kLanes) {
     const Lanes x = load(row + j) * scale - shift;
     lanes += x < lowest ? zero : exp_lanes(x);
   }
@@ -41,7 +41,7 @@ ANCE_TARGET static void exponentiate(float* row, int64_t columns, float scale, f
   const float least = __builtin_fmaxf(-87.0f, -85.0f - __builtin_logf(factor));
   const Lanes lowest = Lanes{} + least, zero = {};
   int64_t j = 0;
-  for (; j + 16 <= columns; j += 16) {
+  for (; j + kLanes <= columns; j += kLanes) {
     const Lanes x = load(row + j) * scale - top;
     store(row + j, x < lowest ? zero : exp_lanes(x) * factor);
   }
