@@ -1,20 +1,29 @@
-# make demo | test | mutants | lint | bench | clean. Each sets up all it needs in $(VENV) and reuses it the next time.
+# make demo | test | sanitize | mutants | lint | bench | clean. Each sets up all it needs in $(VENV) and reuses it the next time.
 PYTHON ?= python3
 VENV ?= .venv
 FAISS ?= cpu
+ROUNDS ?= 1000
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/* csrc/*/*)
 # Everything runs from what is on disk: no hub is asked for anything.
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: demo test mutants lint bench clean
+.PHONY: demo test sanitize mutants lint bench clean
 
 demo: $(VENV)/.ready-demo
 	ANCE_FAST_STRICT=1 $(BIN)/ance-fast demo $(ARGS)
 
 test: $(VENV)/.ready-test
 	ANCE_FAST_STRICT=1 $(BIN)/python -m pytest $(ARGS)
+
+# The parts of the engine that threads share, without Python: what a sanitizer reports is ours.
+sanitize: build/sanitize/ring-thread build/sanitize/ring-address,undefined
+	@for program in $^; do echo $$program; $$program $(ROUNDS) || exit 1; done
+
+build/sanitize/ring-%: csrc/embedding_ring.cpp tests/native/embedding_ring_stress.cpp csrc/embedding_ring.h csrc/pages.h
+	@mkdir -p $(@D)
+	$(CXX) -std=c++17 -O1 -g -Wall -Wextra -fsanitize=$* -fno-sanitize-recover=all -pthread -Icsrc $(filter %.cpp,$^) -o $@
 
 mutants: $(VENV)/.ready-test
 	ANCE_FAST_STRICT=1 $(BIN)/python tests/mutants/run.py $(ARGS)
