@@ -325,7 +325,8 @@ other.join()
         rest, _ = process.communicate(timeout=20)
     finally:
         process.kill()
-    assert sorted(rest.split()) == ["RingCancelled", "interrupted"]
+    # Two threads print, and a line and its end are written apart.
+    assert sorted(rest.replace("interrupted", " interrupted ").split()) == ["RingCancelled", "interrupted"]
     assert process.returncode == 0
 
 
@@ -421,7 +422,7 @@ def test_a_ring_that_nobody_holds_gives_its_memory_back():
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
     before = resident()
-    for _ in range(20):
+    for _ in range(40):
         ring = small(slots=1, rows=4096, dim=1024)
         with ring.fill() as slot:
             slot.array[:] = 1
@@ -429,7 +430,7 @@ def test_a_ring_that_nobody_holds_gives_its_memory_back():
         ring.close()
         for slot in ring.drain():
             assert slot.array[0, 0] == 1
-    assert resident() - before < 100e6  # all of them together: 320 MB
+    assert resident() - before < 250e6  # all of them together: 671 MB
 
 
 def test_a_slot_that_has_gone_back_is_refused_and_old_views_stay_readable():
@@ -540,7 +541,7 @@ def test_random_delays_and_failures_end_every_side(seed):
 
     with threads(ring) as start:
         count = draw.randint(1, 3)
-        at = draw.randint(1, 39)
+        at = draw.randint(1, 30)  # more than the slots before the end, so that no side is through when it happens
         fillers = [start(producer, p, at if fails == "producer" and p == 0 else -1) for p in range(count)]
         drainers = [start(consumer, c, at if fails == "consumer" and c == 0 else -1) for c in range(ring.consumers)]
         errors = [future.exception(timeout=30) for future in fillers]
