@@ -291,8 +291,10 @@ def test_a_block_without_publish_gives_the_slot_back_unseen():
 
 @pytest.mark.parametrize("side", ["with ring.fill(): pass", "next(ring.drain())"])
 def test_ctrl_c_ends_a_wait_and_wakes_the_other_side(side):
+    # Whoever started the tests may have had SIGINT ignored, which children inherit.
     code = f"""
-import threading
+import signal, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from ance_fast.encoding import EmbeddingRing
 ring = EmbeddingRing(slots=1, rows=1, dim=1, consumers=2)
 if "fill" in {side!r}:
