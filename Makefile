@@ -1,4 +1,5 @@
-# make demo | test | sanitize | mutants | lint | bench | clean. Each sets up all it needs in $(VENV) and reuses it the next time.
+# make demo | test | sanitize | mutants | lint | bench | clean. Each sets up all it needs in $(VENV) and reuses it the
+# next time.
 PYTHON ?= python3
 VENV ?= .venv
 FAISS ?= cpu

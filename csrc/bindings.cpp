@@ -3,14 +3,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
-#include <chrono>
-#include <memory>
 #include <optional>
 #include <utility>
 
 #include "cpu_features.h"
-#include "embedding_ring.h"
+#include "embedding_ring_bindings.h"
 #include "encoder_kernels.h"
 #include "pairwise_loss.h"
 #include "pool_normalize.h"
@@ -398,146 +395,6 @@ void bind_token_packer(py::module_& m) {
           },
           py::arg("rows"), py::kw_only(), py::arg("ids"), py::arg("positions"), py::arg("cu_seqlens"),
           py::arg("position_offset") = 0);
-}
-
-// What waits on the ring runs in slices without the GIL, and between them looks for Ctrl-C. `attempt` waits for as long
-// as it is told; what it has got is kept whatever the clock says.
-template <typename Attempt>
-RingResult wait_in_slices(const std::optional<double>& seconds, const Attempt& attempt) {
-  using Clock = std::chrono::steady_clock;
-  using std::chrono::nanoseconds;
-  constexpr nanoseconds kSlice = std::chrono::milliseconds(50);
-  constexpr double kForever = 1e9;  // more would overflow the clock
-  const bool bounded = seconds && *seconds < kForever;
-  const auto end = Clock::now() + nanoseconds(bounded ? static_cast<int64_t>(*seconds * 1e9) : 0);
-  while (true) {
-    const nanoseconds left = bounded ? std::max<nanoseconds>(end - Clock::now(), nanoseconds(0)) : kSlice;
-    const bool last = bounded && left < kSlice;
-    RingResult result;
-    {
-      py::gil_scoped_release release;
-      result = attempt(last ? left : kSlice);
-    }
-    if (result != RingResult::kTimeout || last) return result;
-    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-  }
-}
-
-const char* result_name(RingResult result) {
-  switch (result) {
-    case RingResult::kTimeout: return "timeout";
-    case RingResult::kEnded: return "ended";
-    case RingResult::kFailed: return "failed";
-    default: return "done";
-  }
-}
-
-const char* state_name(SlotState state) {
-  switch (state) {
-    case SlotState::kFilling: return "filling";
-    case SlotState::kReady: return "ready";
-    case SlotState::kDraining: return "draining";
-    default: return "free";
-  }
-}
-
-// A slot in the hands of Python. Dropped in any way, by an interrupt between two instructions too, it goes back.
-struct RingTicket {
-  std::shared_ptr<EmbeddingRing> ring;
-  py::dtype dtype;
-  int64_t slot = -1;  // -1: it has gone back
-
-  // A view that keeps the ring's memory for as long as it exists itself.
-  py::array view(int64_t rows) const {
-    if (slot < 0) throw py::value_error("the slot has gone back to the ring");
-    auto* owner = new std::shared_ptr<EmbeddingRing>(ring);
-    const py::capsule base(owner, [](void* held) { delete static_cast<std::shared_ptr<EmbeddingRing>*>(held); });
-    return py::array(dtype, std::vector<py::ssize_t>{rows, ring->shape().dim}, ring->data(slot), base);
-  }
-};
-
-struct FillTicket : RingTicket {
-  ~FillTicket() { abandon(); }
-  void abandon() {
-    if (slot >= 0) ring->abandon(std::exchange(slot, -1));
-  }
-};
-
-struct DrainTicket : RingTicket {
-  int64_t consumer = 0;
-  SlotContent content{};
-  ~DrainTicket() { release(); }
-  void release() {
-    if (slot >= 0) ring->release(consumer, std::exchange(slot, -1));
-  }
-};
-
-struct BoundRing {
-  std::shared_ptr<EmbeddingRing> engine;
-  py::dtype dtype;
-};
-
-void bind_embedding_ring(py::module_& m) {
-  py::class_<FillTicket>(m, "FillTicket")
-      .def("view", [](const FillTicket& self) { return self.view(self.ring->shape().rows); })
-      .def(
-          "publish",
-          [](FillTicket& self, int64_t rows, int64_t tag) {
-            const RingResult result = self.ring->publish(self.slot, rows, tag);
-            self.slot = -1;
-            return result_name(result);
-          },
-          py::arg("rows"), py::arg("tag"))
-      .def("abandon", &FillTicket::abandon);
-
-  py::class_<DrainTicket>(m, "DrainTicket")
-      .def_property_readonly("rows", [](const DrainTicket& self) { return self.content.rows; })
-      .def_property_readonly("tag", [](const DrainTicket& self) { return self.content.tag; })
-      .def_property_readonly("sequence", [](const DrainTicket& self) { return self.content.sequence; })
-      .def("view", [](const DrainTicket& self) { return self.view(self.content.rows); })
-      .def("release", &DrainTicket::release);
-
-  py::class_<BoundRing>(m, "EmbeddingRing")
-      .def(py::init([](int64_t slots, int64_t rows, int64_t dim, const py::dtype& dtype, int64_t consumers) {
-             const RingShape shape{slots, rows, dim, static_cast<int64_t>(dtype.itemsize()), consumers};
-             return new BoundRing{std::make_shared<EmbeddingRing>(shape), dtype};
-           }),
-           py::kw_only(), py::arg("slots"), py::arg("rows"), py::arg("dim"), py::arg("dtype"), py::arg("consumers"))
-      .def(
-          "acquire",
-          [](const BoundRing& self, const std::optional<double>& timeout) -> py::object {
-            auto ticket = std::make_unique<FillTicket>();
-            ticket->ring = self.engine;
-            ticket->dtype = self.dtype;
-            const RingResult result = wait_in_slices(
-                timeout, [&](std::chrono::nanoseconds wait) { return ticket->ring->acquire(wait, &ticket->slot); });
-            if (result != RingResult::kDone) return py::str(result_name(result));
-            return py::cast(std::move(ticket));
-          },
-          py::arg("timeout"))
-      .def(
-          "take",
-          [](const BoundRing& self, int64_t consumer, const std::optional<double>& timeout) -> py::object {
-            auto ticket = std::make_unique<DrainTicket>();
-            ticket->ring = self.engine;
-            ticket->dtype = self.dtype;
-            ticket->consumer = consumer;
-            const RingResult result = wait_in_slices(timeout, [&](std::chrono::nanoseconds wait) {
-              return ticket->ring->take(consumer, wait, &ticket->slot, &ticket->content);
-            });
-            if (result != RingResult::kDone) return py::str(result_name(result));
-            return py::cast(std::move(ticket));
-          },
-          py::arg("consumer"), py::arg("timeout"))
-      .def("close", [](const BoundRing& self) { self.engine->close(); })
-      .def("fail", [](const BoundRing& self) { self.engine->fail(); })
-      .def_property_readonly("closed", [](const BoundRing& self) { return self.engine->closed(); })
-      .def_property_readonly("failed", [](const BoundRing& self) { return self.engine->failed(); })
-      .def_property_readonly("states", [](const BoundRing& self) {
-        std::vector<std::string> names;
-        for (const SlotState state : self.engine->states()) names.emplace_back(state_name(state));
-        return names;
-      });
 }
 
 py::dict build_info() {
