@@ -96,6 +96,7 @@ class Packer:
     position_offset: position id of each sequence's first token (2 for RoBERTa).
     max_length: longer rows are cut to this many tokens; with `keep_last` the last of them is the row's own last token,
         which is the closing special token of a tokenised text.
+    pin_memory: pack into page-locked memory, from which a GPU copies while the host goes on.
 
     The arrays of the table stay referenced and are never copied. Raises ConfigError for shards of another type, offsets
     that leave their values, or settings out of range; IndexError for a row the table does not have.
@@ -108,6 +109,7 @@ class Packer:
         position_offset: int = 0,
         max_length: int | None = None,
         keep_last: bool = True,
+        pin_memory: bool = False,
     ) -> None:
         if max_length is not None and max_length < 1:
             raise ConfigError(f"max_length is {max_length}; it must be at least 1, or None for no cut")
@@ -126,6 +128,7 @@ class Packer:
         except (TypeError, ValueError) as error:
             raise ConfigError(f"the token table cannot be packed: {error}") from error
         self.position_offset = position_offset
+        self._pin_memory = pin_memory
 
     def __len__(self) -> int:
         return len(self._engine)
@@ -178,9 +181,10 @@ class Packer:
     def _packed(self, request: Rows, picked: Rows) -> PackedBatch:
         chosen = request[picked]
         lengths = self._engine.lengths(chosen)
-        input_ids = torch.empty(int(lengths.sum()), dtype=torch.int64)
-        position_ids = torch.empty_like(input_ids)
-        cu_seqlens = torch.empty(len(chosen) + 1, dtype=torch.int32)
+        tokens, pinned = int(lengths.sum()), self._pin_memory
+        input_ids = torch.empty(tokens, dtype=torch.int64, pin_memory=pinned)
+        position_ids = torch.empty(tokens, dtype=torch.int64, pin_memory=pinned)
+        cu_seqlens = torch.empty(len(chosen) + 1, dtype=torch.int32, pin_memory=pinned)
         host_offsets = cu_seqlens.numpy()
         self._engine.pack(
             chosen,

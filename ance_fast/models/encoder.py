@@ -178,7 +178,15 @@ class Encoder(nn.Module):
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Embeddings float32 [B, dim] of the batch's sequences, in packed order."""
-        hidden = self.backbone(batch)
+        return self.pool(self.hidden(batch), batch)
+
+    def hidden(self, batch: PackedBatch) -> Tensor:
+        """Hidden states [T, hidden] of the batch's tokens: the first half of `forward`."""
+        states: Tensor = self.backbone(batch)
+        return states
+
+    def pool(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
+        """Embeddings float32 [B, dim] from what `hidden` gave for this batch: pooling, head and normalisation."""
         last = "l2" if self.layout.normalize and not len(self.head) else "none"
         pooled = pool_normalize(
             hidden,

@@ -12,6 +12,9 @@ import numpy as np
 
 from ance_fast.data.dataset import Dataset
 from ance_fast.data.token_store import TokenStore
+from ance_fast.encoding import encode_matrix
+from ance_fast.encoding.budget import default_budget
+from ance_fast.encoding.stages import batches_on
 from ance_fast.index import Index
 from ance_fast.models.encoder import Encoder
 from ance_fast.progress import progress_bar
@@ -32,19 +35,23 @@ def take_snapshot(
     encoder: Encoder, examples: Examples, *, factory: str, batch_tokens: int | None = None, queries: bool = True
 ) -> Snapshot:
     """Encode the corpus (and, with `queries`, the training queries) and index the corpus."""
-    with progress_bar("encoding passages", len(examples.passages), "passages") as advance:
-        passages = (
-            encoder.encode_tokens(examples.passages, batch_tokens=batch_tokens, on_progress=advance).cpu().numpy()
-        )
+    passages = _encoded(encoder, examples.passages, "passages", batch_tokens)
     if queries:
-        with progress_bar("encoding queries", len(examples.queries), "queries") as advance:
-            encoded = (
-                encoder.encode_tokens(examples.queries, batch_tokens=batch_tokens, on_progress=advance).cpu().numpy()
-            )
+        encoded = _encoded(encoder, examples.queries, "queries", batch_tokens)
     else:
         encoded = np.zeros((0, encoder.dim), dtype=np.float32)
     index = Index.build(passages, examples.passages.ids, factory=factory, fingerprint=encoder.fingerprint())
     return Snapshot(passages, encoded, index)
+
+
+def _encoded(encoder: Encoder, store: TokenStore, what: str, batch_tokens: int | None) -> np.ndarray:
+    # Not a measured budget: batches decide the last bits of the weights, and a run must be repeatable.
+    budget = batch_tokens or default_budget(encoder.device)
+    with progress_bar(f"encoding {what}", len(store), what) as advance:
+        matrix: np.ndarray = (
+            encode_matrix(encoder, store, batch_tokens=budget, on_batch=batches_on(advance)).cpu().numpy()
+        )
+    return matrix
 
 
 def mine(snapshot: Snapshot, examples: Examples, *, topk: int, generation: int, step: int) -> NegativeTable:

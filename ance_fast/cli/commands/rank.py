@@ -28,6 +28,9 @@ def rank(
     """
     import ance_fast
     from ance_fast.data import TokenStore, load_dataset, write_run
+    from ance_fast.encoding import encode_matrix
+    from ance_fast.encoding.budget import measured_budget
+    from ance_fast.encoding.stages import batches_on
     from ance_fast.progress import progress_bar
 
     dataset = load_dataset(data, split=split)
@@ -47,7 +50,9 @@ def rank(
         prompt=encoder.document_prompt,
     )
     with progress_bar("encoding passages", len(store), "passages") as advance:
-        passages = encoder.encode_tokens(store, on_progress=advance)
+        passages = encode_matrix(
+            encoder, store, batch_tokens=measured_budget(encoder, store), on_batch=batches_on(advance)
+        )
     metric = "cosine" if encoder.layout.similarity == "cosine" else "ip"
     index = ance_fast.Index.build(passages, store.ids, metric=metric)
     run = index.search(encoder.encode_query(list(dataset.queries.values())), k).to_run(list(dataset.queries))

@@ -1,0 +1,300 @@
+"""The pipeline: token store -> packer -> encoder -> pooling -> ring -> sinks, every stage in its own time.
+
+    packer's thread        windows of corpus rows, cut into packed batches of a token budget (page-locked for a GPU)
+    caller's thread        H2D copy, forward pass, pooling; rows go to their places in a window of contiguous rows
+    EmbeddingRing          a slot a window; on a GPU the copy to the host runs on a stream of its own
+    a thread a sink        disk, index, matrix: each sees every window once, in corpus order
+
+A window is what is sorted by length together, and what becomes one slot. So batches have no padding and nearly equal
+cost, and consumers still get contiguous rows. Every queue is bounded: memory does not depend on the corpus. Nothing
+waits for the device once a batch; an error on any side ends all of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ance_fast.data.packing import PackedBatch, Packer
+from ance_fast.data.token_store import TokenStore
+from ance_fast.encoding.ring import EmbeddingRing
+from ance_fast.encoding.sinks import Sink
+from ance_fast.encoding.stages import StageTimes
+from ance_fast.errors import ConfigError, DataError
+from ance_fast.models.encoder import Encoder
+
+logger = logging.getLogger(__name__)
+
+Span = tuple[int, int]
+
+# Rows of a window: enough batches that the last, partly filled one does not matter, few enough to stay in memory.
+WINDOW_ROWS = {"cpu": 4096, "cuda": 16384}
+# Windows between the encoder and the slowest sink.
+SLOTS = 3
+# Packed batches between the packer and the encoder.
+BATCHES_AHEAD = 8
+
+
+@dataclass(frozen=True)
+class Window:
+    """Rows start .. stop - 1 of the corpus; a batch with it holds some of them."""
+
+    start: int
+    stop: int
+
+
+class TokenBudget:
+    """Tokens of a batch at most; falls by half whenever the device runs out of memory."""
+
+    def __init__(self, tokens: int) -> None:
+        if tokens < 1:
+            raise ConfigError(f"batch_tokens is {tokens}; it must be at least 1")
+        self.tokens = tokens
+
+    def halve(self, failed: int) -> None:
+        """After a batch of `failed` tokens did not fit."""
+        smaller = max(1, min(self.tokens, failed) // 2)
+        if smaller < self.tokens:
+            self.tokens = smaller
+            logger.warning("out of memory on a batch of %d tokens: going on with %d a batch", failed, smaller)
+
+
+def encode_spans(
+    encoder: Encoder,
+    store: TokenStore,
+    spans: Iterable[Span],
+    sinks: Sequence[Sink] = (),
+    *,
+    resident: Tensor | None = None,
+    batch_tokens: int,
+    window_rows: int | None = None,
+    times: StageTimes | None = None,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> None:
+    """Embed rows of `store` and hand them to every sink.
+
+    spans: (start, stop) ranges of rows, asked for one by one as the packer gets to them; sinks see them in this order.
+    resident: a matrix [len(store), dim] of a floating type on the encoder's device that receives every row in place.
+    batch_tokens: token budget of a forward pass; a longer passage is a batch of its own. Halved, with a warning, when
+        the device runs out of memory.
+    window_rows: rows sorted by length together and handed over at once (4,096 on a CPU, 16,384 on a GPU).
+    times: receives the seconds of each stage. on_batch: called with (passages, tokens) of each batch.
+
+    Raises DataError naming passages whose embeddings hold NaN or infinity, ConfigError for settings out of range or a
+    passage that does not fit the device's memory by itself, and whatever a sink raises.
+    """
+    times = times or StageTimes()
+    device = encoder.device
+    rows = window_rows or WINDOW_ROWS.get(device.type, 4096)
+    if rows < 1:
+        raise ConfigError(f"window_rows is {rows}; it must be at least 1")
+    if resident is not None and tuple(resident.shape) != (len(store), encoder.dim):
+        raise ConfigError(f"resident is {list(resident.shape)}; expected [{len(store)}, {encoder.dim}]")
+    if not sinks and resident is None:
+        raise ConfigError("nowhere to put the embeddings: give a sink or a resident matrix")
+    budget = TokenBudget(batch_tokens)
+    packer = Packer(store, pin_memory=device.type == "cuda")
+    done: list[Span] = []
+    with times.running(), ExitStack() as stack:
+        stack.enter_context(encoder.backbone.inference())
+        ring = stack.enter_context(_ring(encoder, store, sinks, rows, times)) if sinks else None
+        batches = stack.enter_context(_packed_ahead(packer, spans, rows, budget, times))
+        for window, group in _by_window(batches):
+            with ring.fill() if ring is not None else nullcontext() as slot:
+                count = window.stop - window.start
+                if resident is not None:
+                    place = resident[window.start : window.stop]
+                elif device.type == "cuda":
+                    place = torch.empty(count, encoder.dim, device=device)
+                else:
+                    assert slot is not None
+                    place = slot.tensor[:count]
+                for batch in group:
+                    _encode_batch(encoder, packer, batch, place, window, store, budget, times)
+                    if on_batch is not None:
+                        on_batch(len(batch), batch.num_tokens)
+                    times.count(len(batch), batch.num_tokens)
+                if slot is not None:
+                    if resident is not None or device.type == "cuda":
+                        slot.tensor[:count].copy_(place)
+                    slot.publish(count, tag=window.start)
+                else:
+                    done.append((window.start, window.stop))
+    if resident is not None:
+        for start, stop in done:
+            _refuse_poisoned(resident[start:stop], start, store)
+
+
+def encode_matrix(
+    encoder: Encoder,
+    store: TokenStore,
+    *,
+    batch_tokens: int,
+    times: StageTimes | None = None,
+    on_batch: Callable[[int, int], None] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Embeddings of all rows as one matrix [len(store), dim] on the encoder's device, written in place.
+
+    Raises what `encode_spans` raises.
+    """
+    matrix = torch.zeros(len(store), encoder.dim, device=encoder.device, dtype=dtype)
+    spans = [(0, len(store))] if len(store) else []
+    encode_spans(encoder, store, spans, resident=matrix, batch_tokens=batch_tokens, times=times, on_batch=on_batch)
+    return matrix
+
+
+def _encode_batch(
+    encoder: Encoder,
+    packer: Packer,
+    batch: PackedBatch,
+    place: Tensor,
+    window: Window,
+    store: TokenStore,
+    budget: TokenBudget,
+    times: StageTimes,
+) -> None:
+    """Embeddings of `batch` into `place`, the window's rows; split and tried again where memory does not suffice."""
+    device = encoder.device
+    try:
+        with times.on(device, "H2D") if device.type == "cuda" else nullcontext():
+            there = batch.to(device, non_blocking=True)
+            rows = torch.from_numpy(batch.rows)
+            if device.type == "cuda":
+                rows = rows.pin_memory().to(device, non_blocking=True)
+        with times.on(device, "forward"):
+            hidden = encoder.hidden(there)
+        with times.on(device, "pool"):
+            place.index_copy_(0, rows, encoder.pool(hidden, there).to(place.dtype))
+    except torch.OutOfMemoryError as error:
+        budget.halve(batch.num_tokens)
+        torch.cuda.empty_cache()
+        if len(batch) == 1:
+            row = window.start + int(batch.rows[0])
+            raise ConfigError(
+                f"passage {store.id(row)!r} (row {row}, {batch.num_tokens} tokens) does not fit the memory of {device} "
+                "by itself; tokenize with a smaller --max-length"
+            ) from error
+    else:
+        return
+    for smaller in packer.batches(window.start + batch.rows, token_budget=budget.tokens, window=0):
+        part = PackedBatch(
+            smaller.input_ids,
+            smaller.position_ids,
+            smaller.cu_seqlens,
+            smaller.max_seqlen,
+            batch.rows[smaller.rows],
+            smaller.host_offsets,
+        )
+        _encode_batch(encoder, packer, part, place, window, store, budget, times)
+
+
+@contextmanager
+def _ring(
+    encoder: Encoder, store: TokenStore, sinks: Sequence[Sink], rows: int, times: StageTimes
+) -> Iterator[EmbeddingRing]:
+    """A ring that the sinks drain, each in a thread; leaving it waits until they have seen everything."""
+
+    def consume(number: int, sink: Sink) -> None:
+        with ring.drain(number) as slots:
+            for slot in slots:
+                _refuse_poisoned(slot.tensor, slot.tag, store)
+                with times.host(sink.stage):
+                    sink.write(slot.tag, slot.array)
+
+    ring = EmbeddingRing(slots=SLOTS, rows=min(rows, max(1, len(store))), dim=encoder.dim, consumers=len(sinks))
+    with ThreadPoolExecutor(len(sinks), thread_name_prefix="sink") as pool:
+        with ring:
+            futures = [pool.submit(consume, number, sink) for number, sink in enumerate(sinks)]
+            yield ring
+        for future in futures:
+            future.result()
+
+
+@contextmanager
+def _packed_ahead(
+    packer: Packer, spans: Iterable[Span], rows: int, budget: TokenBudget, times: StageTimes
+) -> Iterator[Iterator[tuple[Window, PackedBatch]]]:
+    """Batches of every window, packed by a thread that stays at most `BATCHES_AHEAD` ahead."""
+    ready: queue.Queue[tuple[Window, PackedBatch] | BaseException | None] = queue.Queue(BATCHES_AHEAD)
+    stopped = threading.Event()
+
+    def pack() -> None:
+        try:
+            for window in _windows(spans, rows):
+                request = np.arange(window.start, window.stop)
+                batches = packer.batches(request, token_budget=budget.tokens)
+                while not stopped.is_set():
+                    with times.host("pack"):
+                        batch = next(batches, None)
+                    if batch is None:
+                        break
+                    ready.put((window, batch))
+                if stopped.is_set():
+                    return
+            ready.put(None)
+        except BaseException as error:
+            ready.put(error)
+
+    def batches() -> Iterator[tuple[Window, PackedBatch]]:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    thread = threading.Thread(target=pack, name="packer", daemon=True)
+    thread.start()
+    try:
+        yield batches()
+    finally:
+        stopped.set()
+        while thread.is_alive():
+            # It may stand at a full queue.
+            while not ready.empty():
+                ready.get_nowait()
+            thread.join(0.01)
+
+
+def _windows(spans: Iterable[Span], rows: int) -> Iterator[Window]:
+    for start, stop in spans:
+        for first in range(start, stop, rows):
+            yield Window(first, min(first + rows, stop))
+
+
+def _by_window(
+    batches: Iterator[tuple[Window, PackedBatch]],
+) -> Iterator[tuple[Window, Iterator[PackedBatch]]]:
+    """Consecutive batches of one window together; each group has to be used up before the next is asked for."""
+    item = next(batches, None)
+
+    def group(window: Window) -> Iterator[PackedBatch]:
+        nonlocal item
+        while item is not None and item[0] == window:
+            yield item[1]
+            item = next(batches, None)
+
+    while item is not None:
+        yield item[0], group(item[0])
+
+
+def _refuse_poisoned(block: Tensor, start: int, store: TokenStore) -> None:
+    # The sum is finite where all are, but for an overflow: then the rows are looked at one by one.
+    if torch.isfinite(block.sum(dtype=torch.float32)):
+        return
+    bad = torch.nonzero(~torch.isfinite(block).all(dim=1)).flatten().tolist()
+    if not bad:
+        return
+    names = ", ".join(repr(store.id(start + row)) for row in bad[:5]) + (", ..." if len(bad) > 5 else "")
+    raise DataError(
+        f"embeddings of {len(bad)} passages hold NaN or infinity: {names} (from row {start + bad[0]}); "
+        "the encoder's weights are broken, or its half precision overflows: try --device cpu or dtype float32"
+    )

@@ -1,0 +1,44 @@
+"""The stage table: what was measured, against which wall time, and which stage limits."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import torch
+
+from ance_fast.encoding.stages import StageTimes
+
+
+def test_stages_add_up_across_threads_and_stand_in_the_order_data_flows() -> None:
+    times = StageTimes()
+    with times.running():
+        threads = [threading.Thread(target=lambda: [times.add("write", 0.25) for _ in range(4)]) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        with times.on(torch.device("cpu"), "forward"):
+            time.sleep(0.02)
+        times.add("another", 0.5)
+        times.count(10, 300)
+    table = times.table()
+    assert [row["stage"] for row in table] == ["forward", "write", "another"]
+    assert table[1]["seconds"] == 3.0
+    assert table[1]["share"] == pytest.approx(3.0 / times.wall)
+    assert table[0]["seconds"] >= 0.02
+    assert times.limiting == "write"
+    summary = times.summary()
+    assert summary["passages_per_s"] == pytest.approx(10 / times.wall)
+    assert summary["tokens"] == 300
+    assert summary["limiting_stage"] == "write"
+
+
+def test_time_counts_when_the_work_fails() -> None:
+    times = StageTimes()
+    with pytest.raises(OSError, match="disk"), times.running(), times.host("write"):
+        raise OSError("disk")
+    assert times.seconds["write"] >= 0
+    assert times.wall > 0
+    assert StageTimes().limiting is None
