@@ -39,6 +39,25 @@ def print_table(
     Console(stderr=err, soft_wrap=True).print(table)
 
 
+def print_stages(summary: dict[str, Any]) -> None:
+    """Rates, and the seconds of each stage with the one that limits marked."""
+    if not summary["stages"]:
+        return
+    print_table(
+        ("stage", "seconds", "share of the time"),
+        [
+            (row["stage"], f"{row['seconds']:,.2f}", f"{row['share']:.1%}" + " *" * (row["stage"] == limit))
+            for limit in [summary["limiting_stage"]]
+            for row in summary["stages"]
+        ],
+        title=(
+            f"{summary['passages']:,} passages in {summary['seconds']:,.1f} s: {summary['passages_per_s']:,.0f} "
+            f"passages/s, {summary['tokens_per_s']:,.0f} tokens/s, padding 0 %; * limits"
+        ),
+        err=True,
+    )
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return "-"

@@ -1,27 +1,38 @@
-"""Encode a corpus shard by shard, so that an interrupted run keeps every finished shard."""
+"""Encode a corpus into shards on disk, and into any other sink on the way, so that nothing computed is ever lost."""
 
 from __future__ import annotations
 
-import json
-import logging
-import shutil
-from collections.abc import Iterable
+import copy
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
+import torch
 
-from ance_fast.artifacts import atomic_file, publish, refuse_foreign, seal, write_json
 from ance_fast.data.records import Document
 from ance_fast.data.token_store import TokenStore
 from ance_fast.data.tokenize import tokenizer_fingerprint
-from ance_fast.encoding.shards import KIND, EmbeddingShards
+from ance_fast.encoding.budget import default_budget, measured_budget
+from ance_fast.encoding.pipeline import Span, encode_spans
+from ance_fast.encoding.shard_job import ShardJob
+from ance_fast.encoding.shard_plan import Shard
+from ance_fast.encoding.shard_writer import ShardWriter
+from ance_fast.encoding.shards import EmbeddingShards
+from ance_fast.encoding.sinks import Sink
+from ance_fast.encoding.stages import StageTimes, batches_on
 from ance_fast.errors import ArtifactError, ConfigError
 from ance_fast.models.encoder import Encoder
-from ance_fast.progress import progress_bar
+from ance_fast.progress import Advance, progress_bar
 
-logger = logging.getLogger(__name__)
+# Passages whose mean is subtracted when centring: any vector keeps the ranking, a near mean saves most bits.
+MEAN_SAMPLE = 1024
+# Rows read back at once from a shard that another run or process made.
+READ_ROWS = 4096
 
 
 def encode_corpus(
@@ -30,72 +41,212 @@ def encode_corpus(
     out_dir: str | Path,
     *,
     dtype: str = "float32",
+    centre: bool = False,
     shard_rows: int = 65536,
     batch_tokens: int | None = None,
+    devices: Sequence[str] | None = None,
+    sinks: Sequence[Sink] = (),
     resume: bool = True,
+    times: StageTimes | None = None,
     show_progress: bool = False,
 ) -> EmbeddingShards:
     """Embed every passage into `.npy` shards of `shard_rows` rows under `out_dir`, float32 or float16.
 
-    `corpus` is a token store, or documents that are tokenised into a store beside the output first. Shards are written
-    atomically into a working folder; when all are there it is renamed to `out_dir`. With `resume`, shards that the same
-    encoder made from the same store are kept.
+    corpus: a token store, or documents that are tokenised into a store beside the output first.
+    centre: subtract the mean of a sample before rounding to float16; the order of inner products stays.
+    batch_tokens: token budget of a forward pass; measured on this machine and corpus by default.
+    devices: run on all of these, each with its own copy of the encoder; by default on the encoder's own.
+    sinks: get every row as well, as it is stored, in corpus order, while the next ones are encoded; rows that an
+        earlier run or another process has encoded are read from their shards.
+    resume: keep what an earlier run of the same encoder over the same corpus finished; of a corpus that has grown, only
+        the new passages are encoded. False starts over.
+    times: receives the seconds of each stage.
 
-    Raises `ArtifactError` if the store belongs to another tokenizer or `out_dir` holds something else, `OSError` on a
-    full disk (finished shards stay).
+    Several processes, on several hosts, may do this for one `out_dir` at the same time: each takes shards the others
+    have not. Shards appear whole or not at all, so a kill costs at most the shards in flight.
+
+    Raises `ArtifactError` if the store belongs to another tokenizer, or `out_dir` holds something else: embeddings of
+    another encoder or corpus are refused, not mixed. `DataError` names passages whose embeddings are not finite,
+    `OSError` says which file a full disk cut off (finished shards stay).
     """
-    if dtype not in ("float32", "float16"):
-        raise ConfigError(f"dtype={dtype!r}: choose float32 or float16")
-    target = Path(out_dir)
-    refuse_foreign(target, KIND)
-    work = target.with_name(f".{target.name}.encoding")
-    store = corpus if isinstance(corpus, TokenStore) else _tokenise(encoder, corpus, target, show_progress)
+    times = times or StageTimes()
+    store = (
+        corpus if isinstance(corpus, TokenStore) else _tokenised(encoder, corpus, Path(out_dir), times, show_progress)
+    )
     _check_store(encoder, store)
-    identity = {
+    job = ShardJob.enter(
+        out_dir,
+        _settings(encoder, store),
+        store,
+        dim=encoder.dim,
+        dtype=dtype,
+        shard_rows=shard_rows,
+        resume=resume,
+        centre=partial(_sample_mean, encoder, store) if centre else None,
+        budget=lambda: {"batch_tokens": batch_tokens or measured_budget(encoder, store)},
+    )
+    bar = progress_bar("encoding", len(store), "passages") if show_progress else nullcontext(_silent)
+    with job, bar as advance:
+        advance(sum(stop - start for start, stop, _ in job.finished))
+        followers = [_Follower(sink, job, dtype) for sink in sinks]
+        _run(_on_devices(encoder, devices), store, job, followers, times, advance)
+        shards = job.finish()
+    for follower in followers:
+        with times.host(follower.stage):
+            follower.catch_up(shards)
+    return shards
+
+
+def _run(
+    encoders: list[Encoder],
+    store: TokenStore,
+    job: ShardJob,
+    followers: list[_Follower],
+    times: StageTimes,
+    advance: Advance,
+) -> None:
+    """Work on the job's shards with every encoder at once."""
+    budget = int((job.budget or {}).get("batch_tokens", default_budget(encoders[0].device)))
+    on_batch = batches_on(advance)
+
+    stops = [threading.Event() for _ in encoders]
+
+    def work(encoder: Encoder, stopped: threading.Event) -> None:
+        writer = _ShardSink(job, stopped)
+        # Several encoders take shards out of order, so what follows reads them from disk at the end.
+        sinks: list[Sink] = [writer, *(followers if len(encoders) == 1 else ())]
+        try:
+            encode_spans(encoder, store, writer.spans(), sinks, batch_tokens=budget, times=times, on_batch=on_batch)
+        finally:
+            writer.abort()
+
+    if len(encoders) == 1:
+        work(encoders[0], stops[0])
+        return
+    with ThreadPoolExecutor(len(encoders), thread_name_prefix="device") as pool:
+        futures = [pool.submit(work, encoder, stopped) for encoder, stopped in zip(encoders, stops, strict=True)]
+        failed = [future for future in wait(futures, return_when=FIRST_EXCEPTION).done if future.exception()]
+        if failed:
+            for stopped in stops:
+                stopped.set()
+        for future in [*failed, *futures]:
+            future.result()
+
+
+class _ShardSink:
+    """Writes the blocks of claimed shards; the packer's thread claims, a sink's thread writes and finishes."""
+
+    stage = "write"
+
+    def __init__(self, job: ShardJob, stopped: threading.Event) -> None:
+        self._job, self._stopped = job, stopped
+        self._claimed: list[Shard] = []
+        self._writer: ShardWriter | None = None
+
+    def spans(self) -> Iterator[Span]:
+        for shard in self._job.claim(self._stopped):
+            self._claimed.append(shard)
+            yield shard.start, shard.stop
+
+    def write(self, start: int, block: np.ndarray) -> None:
+        if self._writer is None:
+            self._writer = self._job.writer(self._claimed.pop(0))
+        self._writer.write(block)
+        if start + len(block) == self._writer.shard.stop:
+            self._writer.close()
+            self._writer = None
+
+    def abort(self) -> None:
+        """Drop a shard that was not finished."""
+        if self._writer is not None:
+            self._writer.abort()
+
+
+class _Follower:
+    """Gives a sink every row in corpus order, as stored: live, or read back where another run or process was first."""
+
+    def __init__(self, sink: Sink, job: ShardJob, dtype: str) -> None:
+        self.stage = sink.stage
+        self._sink, self._job, self._dtype = sink, job, np.dtype(dtype)
+        self._next = 0
+
+    def write(self, start: int, block: np.ndarray) -> None:
+        while self._next < start:
+            whole = next((path for first, _, path in self._job.finished if first == self._next), None)
+            if whole is None:
+                return  # still being made elsewhere: the rest is read when all is done
+            self._send(np.load(whole, mmap_mode="r"), stored=True)
+        if self._next == start:
+            self._send(block, stored=False)
+
+    def catch_up(self, shards: EmbeddingShards) -> None:
+        """Send what is left from the finished shards."""
+        for first, stored in shards.stored():
+            if first + len(stored) > self._next:
+                self._send(stored[self._next - first :], stored=True)
+
+    def _send(self, block: np.ndarray, *, stored: bool) -> None:
+        for first in range(0, len(block), READ_ROWS):
+            piece = block[first : first + READ_ROWS]
+            self._sink.write(self._next, _as_read(piece, self._dtype, self._job.mean, stored))
+            self._next += len(piece)
+
+
+def _as_read(block: np.ndarray, dtype: np.dtype[Any], mean: np.ndarray | None, stored: bool) -> np.ndarray:
+    """float32 rows as a reader of the shards sees them, so that a sink's content does not depend on how it was fed."""
+    if mean is None:
+        return (block if stored else block.astype(dtype)).astype(np.float32, copy=False)
+    rounded = block if stored else (block - mean).astype(dtype)
+    return rounded.astype(np.float32) + mean
+
+
+def _on_devices(encoder: Encoder, devices: Sequence[str] | None) -> list[Encoder]:
+    if devices is None:
+        return [encoder]
+    if isinstance(devices, str) or not devices:
+        raise ConfigError(f"devices is {devices!r}; give a list such as ['cuda:0', 'cuda:1']")
+    first, *others = devices
+    try:
+        return [encoder.to(first), *(copy.deepcopy(encoder).to(device) for device in others)]
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"devices={list(devices)}: {error}") from error
+
+
+def _settings(encoder: Encoder, store: TokenStore) -> dict[str, Any]:
+    layout = encoder.layout
+    return {
         "fingerprint": encoder.fingerprint(),
-        "content": store.manifest["content"],
+        "pooling": layout.pooling,
+        "normalize": layout.normalize,
+        "precision": encoder.info()["dtype"],
+        "tokenizer": store.tokenizer_fingerprint,
         "max_length": store.max_length,
         "prompt": store.prompt,
-        "rows": len(store),
-        "dim": encoder.dim,
-        "dtype": dtype,
-        "shard_rows": shard_rows,
     }
-    _enter(work, identity, resume)
-    starts = range(0, len(store), shard_rows)
-    names = [f"embeddings-{number:05d}.npy" for number in range(len(starts))]
-    with progress_bar("encoding", len(store), "passages") if show_progress else nullcontext(_silent) as advance:
-        for name, start in zip(names, starts, strict=True):
-            rows = np.arange(start, min(start + shard_rows, len(store)))
-            if (work / name).exists():
-                advance(len(rows))
-                continue
-            block = encoder.encode_tokens(store, rows, batch_tokens=batch_tokens, on_progress=advance)
-            with atomic_file(work / name) as staging, open(staging, "wb") as file:
-                np.save(file, block.cpu().numpy().astype(dtype))
-    with atomic_file(work / "ids.arrow") as staging:
-        table = pa.table({"id": store.ids.arrow})
-        with pa.OSFile(str(staging), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-    # identity.json stays: a kill before the rename must still find that these shards are this job's.
-    for leftover in work.glob(".*.tmp"):
-        leftover.unlink()
-    seal(work, KIND, {**identity, "shards": names})
-    publish(work, target)
-    return EmbeddingShards.open(target, verify=False)
 
 
-def _tokenise(
-    encoder: Encoder, corpus: Iterable[Document | tuple[str, str] | str], target: Path, show: bool
+def _sample_mean(encoder: Encoder, store: TokenStore) -> np.ndarray:
+    rows = np.unique(np.linspace(0, len(store) - 1, min(MEAN_SAMPLE, len(store))).astype(np.int64))
+    mean: np.ndarray = encoder.encode_tokens(store, rows).double().mean(0).to(torch.float32).cpu().numpy()
+    return mean
+
+
+def _tokenised(
+    encoder: Encoder,
+    corpus: Iterable[Document | tuple[str, str] | str],
+    target: Path,
+    times: StageTimes,
+    show_progress: bool,
 ) -> TokenStore:
-    return TokenStore.build(
-        corpus,
-        encoder.tokenizer,
-        target.with_name(target.name + ".tokens"),
-        max_length=encoder.max_document_length,
-        prompt=encoder.document_prompt,
-        show_progress=show,
-    )
+    with times.running(), times.host("tokenise"):
+        return TokenStore.build(
+            corpus,
+            encoder.tokenizer,
+            target.with_name(target.name + ".tokens"),
+            max_length=encoder.max_document_length,
+            prompt=encoder.document_prompt,
+            show_progress=show_progress,
+        )
 
 
 def _check_store(encoder: Encoder, store: TokenStore) -> None:
@@ -114,18 +265,5 @@ def _check_store(encoder: Encoder, store: TokenStore) -> None:
         )
 
 
-def _enter(work: Path, identity: dict[str, object], resume: bool) -> None:
-    """Make the working folder, or go on in it when it belongs to exactly this job."""
-    note = work / "identity.json"
-    if work.exists():
-        same = resume and note.exists() and json.loads(note.read_text(encoding="utf-8")) == identity
-        if same:
-            logger.info("going on with the shards in %s", work)
-            return
-        shutil.rmtree(work)
-    work.mkdir(parents=True)
-    write_json(note, identity)
-
-
-def _silent(count: int) -> None:
+def _silent(count: int, note: str = "") -> None:
     """Progress that nobody watches."""

@@ -79,6 +79,7 @@ def encode_spans(
     window_rows: int | None = None,
     times: StageTimes | None = None,
     on_batch: Callable[[int, int], None] | None = None,
+    stopped: threading.Event | None = None,
 ) -> None:
     """Embed rows of `store` and hand them to every sink.
 
@@ -88,6 +89,7 @@ def encode_spans(
         the device runs out of memory.
     window_rows: rows sorted by length together and handed over at once (4,096 on a CPU, 16,384 on a GPU).
     times: receives the seconds of each stage. on_batch: called with (passages, tokens) of each batch.
+    stopped: ends the run when it is set, and is set when the run ends, so that spans which wait for something give up.
 
     Raises DataError naming passages whose embeddings hold NaN or infinity, ConfigError for settings out of range or a
     passage that does not fit the device's memory by itself, and whatever a sink raises.
@@ -102,12 +104,13 @@ def encode_spans(
     if not sinks and resident is None:
         raise ConfigError("nowhere to put the embeddings: give a sink or a resident matrix")
     budget = TokenBudget(batch_tokens)
+    stopped = stopped or threading.Event()
     packer = Packer(store, pin_memory=device.type == "cuda")
     done: list[Span] = []
     with times.running(), ExitStack() as stack:
         stack.enter_context(encoder.backbone.inference())
         ring = stack.enter_context(_ring(encoder, store, sinks, rows, times)) if sinks else None
-        batches = stack.enter_context(_packed_ahead(packer, spans, rows, budget, times))
+        batches = stack.enter_context(_packed_ahead(packer, spans, rows, budget, times, stopped))
         for window, group in _by_window(batches):
             with ring.fill() if ring is not None else nullcontext() as slot:
                 count = window.stop - window.start
@@ -222,11 +225,15 @@ def _ring(
 
 @contextmanager
 def _packed_ahead(
-    packer: Packer, spans: Iterable[Span], rows: int, budget: TokenBudget, times: StageTimes
+    packer: Packer,
+    spans: Iterable[Span],
+    rows: int,
+    budget: TokenBudget,
+    times: StageTimes,
+    stopped: threading.Event,
 ) -> Iterator[Iterator[tuple[Window, PackedBatch]]]:
     """Batches of every window, packed by a thread that stays at most `BATCHES_AHEAD` ahead."""
     ready: queue.Queue[tuple[Window, PackedBatch] | BaseException | None] = queue.Queue(BATCHES_AHEAD)
-    stopped = threading.Event()
 
     def pack() -> None:
         try:
@@ -240,7 +247,7 @@ def _packed_ahead(
                         break
                     ready.put((window, batch))
                 if stopped.is_set():
-                    return
+                    break
             ready.put(None)
         except BaseException as error:
             ready.put(error)

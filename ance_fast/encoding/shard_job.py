@@ -19,6 +19,7 @@ import io
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
@@ -140,21 +141,24 @@ class ShardJob:
         folder = self.path if self._job is None else self._job.files.result
         return [(shard.start, shard.stop, folder / shard.name) for shard in self.shards if self._is_whole(shard)]
 
-    def claim(self) -> Iterator[Shard]:
-        """Shards for this process to write, until every shard is finished by somebody.
+    def claim(self, stopped: threading.Event | None = None) -> Iterator[Shard]:
+        """Shards for this process to write, until every shard is finished by somebody, or `stopped` is set.
 
         Each stays claimed until its writer ends, which may be in another thread and after the next one was asked for.
         Where all that is left is being done by others this waits for them, and takes over from those that die: hand all
         rows of a shard to its writer before asking for the next.
         """
         waiting = False
-        while True:
+        stopped = stopped or threading.Event()
+        while not stopped.is_set():
             left = [shard for shard in self.shards if shard.number not in self._held and not self._is_whole(shard)]
             # In this order: the result disappears only when every shard is whole.
             if not left or self._is_over():
                 return
             claimed = False
             for shard in left:
+                if stopped.is_set():
+                    return
                 claim = self._take(shard.name)
                 if claim is None:
                     continue
@@ -173,7 +177,7 @@ class ShardJob:
                 if not waiting:
                     logger.info("%s: waiting for %d shards that other processes encode", self.path, len(left))
                 waiting = True
-                time.sleep(POLL_SECONDS)
+                stopped.wait(POLL_SECONDS)
 
     def writer(self, shard: Shard) -> ShardWriter:
         """Where the rows of a claimed shard go: `ShardWriter`. Raises `ConfigError` if the shard is not claimed."""

@@ -28,6 +28,8 @@ class StageTimes:
         self.passages = 0
         self.tokens = 0
         self._lock = threading.Lock()
+        self._running = 0
+        self._started = 0.0
         self._pending: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     def add(self, stage: str, seconds: float) -> None:
@@ -62,15 +64,24 @@ class StageTimes:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """The whole of the work: its wall time, and at its end the last events of the device."""
-        started = time.perf_counter()
+        """The whole of the work: its wall time, and at its end the last events of the device.
+
+        Blocks may lie within each other or overlap between threads: the time counts once.
+        """
+        with self._lock:
+            if self._running == 0:
+                self._started = time.perf_counter()
+            self._running += 1
         try:
             yield
         finally:
-            if self._pending:
-                self._pending[-1][2].synchronize()
-                self._collect()
-            self.wall += time.perf_counter() - started
+            for _, _, end in list(self._pending):
+                end.synchronize()
+            self._collect()
+            with self._lock:
+                self._running -= 1
+                if self._running == 0:
+                    self.wall += time.perf_counter() - self._started
 
     def count(self, passages: int, tokens: int) -> None:
         with self._lock:

@@ -35,6 +35,25 @@ def test_stages_add_up_across_threads_and_stand_in_the_order_data_flows() -> Non
     assert summary["limiting_stage"] == "write"
 
 
+def test_runs_within_and_beside_each_other_count_once() -> None:
+    times = StageTimes()
+
+    def run() -> None:
+        with times.running():
+            time.sleep(0.05)
+
+    with times.running():
+        run()
+    assert 0.05 <= times.wall < 0.1
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    before = times.wall
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert 0.05 <= times.wall - before < 0.15
+
+
 def test_time_counts_when_the_work_fails() -> None:
     times = StageTimes()
     with pytest.raises(OSError, match="disk"), times.running(), times.host("write"):

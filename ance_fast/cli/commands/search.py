@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ance_fast.cli.output import print_json
-from ance_fast.errors import ArtifactError, ConfigError
+from ance_fast.cli.output import print_json, print_stages
+from ance_fast.errors import ArtifactError, ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Collection:
     index: Any
     store: Any | None
 
-    def search(self, query: str, k: int) -> list[dict[str, Any]]:
+    def search(self, query: str, k: int, params: dict[str, int] | None = None) -> list[dict[str, Any]]:
         """The k best passages of a query: rank, id, score and, where texts were kept, title and text."""
-        found = self.index.search(self.encoder.encode_query(query), k)
+        found = self.index.search(self.encoder.encode_query(query), k, params=params)
         ids, scores = found.ids[0], found.scores[0].tolist()
         rows = [-1] * len(ids) if self.store is None else self.store.positions(ids).tolist()
         hits = []
@@ -38,26 +38,96 @@ class Collection:
             hits.append(hit)
         return hits
 
+    def answer(self, data: str, split: str | None, output: Path, k: int, params: dict[str, int]) -> dict[str, Any]:
+        """Search for every query of a data set, write the run, and say how long each stage took."""
+        from ance_fast.data import TokenStore, write_run
+        from ance_fast.encoding import StageTimes, encode_matrix
+        from ance_fast.encoding.budget import default_budget
+
+        times = StageTimes()
+        with times.running():
+            queries = read_queries(data, split)
+            with times.host("tokenise"):
+                tokens = TokenStore.from_texts(
+                    list(queries.values()),
+                    self.encoder.tokenizer,
+                    ids=list(queries),
+                    max_length=self.encoder.max_query_length,
+                    prompt=self.encoder.query_prompt,
+                )
+            encoded = encode_matrix(self.encoder, tokens, batch_tokens=default_budget(self.encoder.device), times=times)
+            with times.host("search"):
+                found = self.index.search(encoded, k, params=params)
+            with times.host("write"):
+                write_run(output, found.to_run(list(queries)), output.stem)
+        summary = {name: value for name, value in times.summary().items() if not name.startswith("passages")}
+        rate = {"queries": len(queries), "queries_per_s": len(queries) / max(times.wall, 1e-9)}
+        return {"run": str(output), "k": k, **rate, **summary}
+
+
+def read_queries(data: str, split: str | None) -> dict[str, str]:
+    """Query id -> text, of a data set, or of a file that holds nothing else."""
+    from ance_fast.data import load_corpus, load_dataset
+
+    try:
+        return dict(load_dataset(data, split=split).queries)
+    except DataError:
+        if split is not None or Path(data.partition(":")[2] or data).is_dir():
+            raise
+    return {document.id: document.full_text for document in load_corpus(data)}
+
+
+def parse_params(text: str | None) -> dict[str, int]:
+    """ "nprobe=64,..." as a dict. Raises `ConfigError`."""
+    chosen: dict[str, int] = {}
+    for part in (text or "").split(",") if text else ():
+        name, _, value = part.partition("=")
+        if not value.strip().isdecimal():
+            raise ConfigError(f"--params {text!r}: expected name=number, such as nprobe=64")
+        chosen[name.strip()] = int(value)
+    return chosen
+
 
 def search(
     run: Annotated[Path, typer.Argument(help="Run folder of `ance-fast train` or `demo`, or an index folder.")],
     query: Annotated[str | None, typer.Argument(help="The query; asked for when left out.")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Encoder, when RUN is an index folder.")] = None,
     store: Annotated[Path | None, typer.Option(help="Token store with texts, when RUN is an index folder.")] = None,
-    k: Annotated[int, typer.Option("-k", help="Passages to show.")] = 5,
+    k: Annotated[int | None, typer.Option("-k", help="Passages a query [default: 5; 100 for --queries].")] = None,
+    queries: Annotated[
+        str | None, typer.Option(help="Answer all of these instead: beir:DIR, tsv:FILE, jsonl:FILE, -, a path.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Which of the data set's queries [default: test or dev].")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="TREC run to write, with --queries.")] = None,
+    params: Annotated[
+        str | None, typer.Option(help="Parameters of an approximate index: nprobe=64 or efSearch=200.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="One JSON document a query.")] = False,
 ) -> None:
-    """Search passages by meaning; without a query, asks for one after the other.
+    """Search passages by meaning: one query, one after the other as they are typed, or a file of them into a run.
 
     Example: ance-fast search demo-run/ance "Dutch painter of sunflowers"
+
+    Example: ance-fast search scifact.index -m intfloat/e5-small-v2 --queries beir:scifact -o scifact.trec
     """
-    if k < 1:
+    if k is not None and k < 1:
         raise ConfigError(f"-k {k}: ask for at least 1 passage")
+    if (queries is None) != (output is None) or (queries is not None and query is not None):
+        raise ConfigError("--queries DATA and --output RUN go together, without a query on the command line")
     collection = open_collection(run, model, store, device)
+    chosen = parse_params(params)
+    if queries is not None and output is not None:
+        result = collection.answer(queries, split, output, k or 100, chosen)
+        if json:
+            print_json(result)
+        else:
+            print(f"{output}: {result['queries']:,} queries, {k or 100} passages each")
+            print_stages(result)
+        return
     for text in [query] if query is not None else _typed():
         started = time.perf_counter()
-        hits = collection.search(text, k)
+        hits = collection.search(text, k or 5, chosen)
         milliseconds = 1000 * (time.perf_counter() - started)
         if json:
             print_json({"query": text, "milliseconds": milliseconds, "hits": hits})
