@@ -544,6 +544,36 @@ def test_a_disk_that_fills_up_leaves_the_finished_shards_and_says_how_to_go_on(
     assert lines(tmp_path / "log") == [1]
 
 
+def test_shard_and_record_are_on_the_device_before_they_count(
+    word_store: Callable[..., TokenStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut, other than a kill, loses what was not synced: the order of syncs and renames decides."""
+    events: list[str] = []
+    rename = os.replace
+
+    def synced(descriptor: int) -> None:
+        events.append("sync " + Path(os.readlink(f"/proc/self/fd/{descriptor}")).name.lstrip(".").split(".npy")[0])
+
+    def renamed(source: Path, target: Path) -> None:
+        events.append("rename " + Path(target).name)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    encode(tmp_path / "out", word_store(5))
+    shard = events.index("rename embeddings-00000.npy")
+    record = events.index("rename embeddings-00000.npy.json")
+    assert events[shard - 1 : record + 2] == [
+        "sync embeddings-00000",
+        "rename embeddings-00000.npy",
+        "sync result",
+        "sync embeddings-00000",
+        "rename embeddings-00000.npy.json",
+        "sync records",
+    ]
+    assert events[events.index("rename manifest.json") - 1].startswith("sync manifest.json")
+
+
 # --- several processes ------------------------------------------------------------------------------------------------
 
 
