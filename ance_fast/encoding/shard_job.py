@@ -208,9 +208,15 @@ class ShardJob:
             with claim:
                 try:
                     self._publish()
-                except FileNotFoundError:
-                    if not self._is_over():
-                        raise
+                except OSError as error:
+                    if isinstance(error, FileNotFoundError) and self._is_over():
+                        continue  # a second holder of this claim was faster
+                    raise OSError(
+                        error.errno,
+                        f"could not seal the embeddings ({error.strerror or error}); all shards are finished and stay, "
+                        "run it again to go on",
+                        str(self.path),
+                    ) from error
         self.close()
         shards = EmbeddingShards.open(self.path, verify=False)
         same = identity_of(shards.manifest) == self._wanted.identity

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -19,7 +20,7 @@ import pytest
 from ance_fast import crash_points
 from ance_fast.artifacts import MANIFEST
 from ance_fast.data import TokenStore
-from ance_fast.encoding import EmbeddingShards
+from ance_fast.encoding import EmbeddingShards, shard_job
 from ance_fast.encoding.claims import Claim
 from ance_fast.encoding.shard_job import ShardJob
 from ance_fast.errors import ArtifactError, ConfigError, DataError
@@ -309,6 +310,46 @@ def test_rows_must_fit_their_shard_and_every_shard_must_be_written(
                     out.write(bad.astype(np.float32))
             out.write(vectors(store, 0, 10))
         assert [start for start, _, _ in job.finished] == [0]
+
+
+def test_a_shard_stays_claimed_until_its_writer_ends_however_many_were_asked_for_since(
+    word_store: Callable[..., TokenStore], tmp_path: Path
+) -> None:
+    store = word_store(35)
+    options: dict = {"dim": DIM, "shard_rows": 10}
+    with ShardJob.enter(tmp_path / "out", SETTINGS, store, **options) as job:
+        claims = job.claim()
+        first, second = next(claims), next(claims)
+        with job.writer(second) as out:
+            out.write(vectors(store, 10, 20))
+        with ShardJob.enter(tmp_path / "out", SETTINGS, store, **options) as other:
+            theirs = other.claim()
+            assert [next(theirs).number, next(theirs).number] == [2, 3]
+            with job.writer(first) as out:
+                out.write(vectors(store, 0, 10))
+            for number in (2, 3):
+                with other.writer(other.shards[number]) as out:
+                    out.write(vectors(store, 10 * number, other.shards[number].stop))
+            assert list(theirs) == list(claims) == []
+            other.finish()
+        assert job.finish().read().shape == (35, DIM)
+
+
+def test_a_disk_that_is_full_at_the_end_keeps_every_shard(
+    word_store: Callable[..., TokenStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, ids: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_job, "write_ids", full)
+        with pytest.raises(
+            OSError, match="could not seal .*No space left.*all shards are finished and stay, run it again"
+        ):
+            encode(tmp_path / "out", word_store(35))
+    assert not (tmp_path / "out").exists()
+    assert len(encode(tmp_path / "out", word_store(35), tmp_path / "log")) == 35
+    assert lines(tmp_path / "log") == []
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
