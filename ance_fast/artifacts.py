@@ -57,16 +57,17 @@ def write_json(path: str | os.PathLike[str], value: Any, *, point: str = "file")
         staging.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def create_once(path: Path, data: bytes, *, point: str = "file") -> bool:
+def create_once(path: Path, data: bytes, *, durable: bool = True, point: str = "file") -> bool:
     """Make `path` with this content unless it exists; False if it does. Of several processes exactly one succeeds.
 
     The file appears with its content at once, because it is linked under its name when it is whole. Where the file
-    system has no links it is created and then filled: a process killed in between leaves it empty.
+    system has no links it is created and then filled: a process killed in between leaves it empty. With `durable` it is
+    on the device when this returns.
     """
     staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     crash_point(f"{point}.before")
     try:
-        _write_synced(staging, data, exclusive=False)
+        _write(staging, data, exclusive=False, durable=durable)
         os.link(staging, path)
     except FileExistsError:
         return False
@@ -74,13 +75,14 @@ def create_once(path: Path, data: bytes, *, point: str = "file") -> bool:
         if error.errno not in _NO_LINKS:
             raise
         try:
-            _write_synced(path, data, exclusive=True)
+            _write(path, data, exclusive=True, durable=durable)
         except FileExistsError:
             return False
     finally:
         staging.unlink(missing_ok=True)
     crash_point(f"{point}.after")
-    fsync(path.parent)
+    if durable:
+        fsync(path.parent)
     return True
 
 
@@ -285,8 +287,9 @@ def _moved_away(target: Path) -> list[Path]:
         return []
 
 
-def _write_synced(path: Path, data: bytes, *, exclusive: bool) -> None:
+def _write(path: Path, data: bytes, *, exclusive: bool, durable: bool) -> None:
     with open(path, "xb" if exclusive else "wb") as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from ance_fast.artifacts import MANIFEST, atomic_file, open_artifact, staged_artifact, write_json
-from ance_fast.errors import ArtifactError
+from ance_fast import artifacts
+from ance_fast.artifacts import (
+    MANIFEST,
+    atomic_file,
+    checksum,
+    create_once,
+    open_artifact,
+    publish,
+    seal,
+    staged_artifact,
+    write_json,
+)
+from ance_fast.crash_points import arm
+from ance_fast.errors import ArtifactError, ConfigError
 
 
 def make(path: Path, content: bytes = b"hello", kind: str = "thing") -> None:
@@ -86,3 +102,126 @@ def test_a_file_is_replaced_atomically_or_not_at_all(tmp_path: Path) -> None:
         raise RuntimeError
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
     assert left_behind(tmp_path) == ["x.json"]
+
+
+def test_a_file_is_created_once_by_one_of_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert create_once(tmp_path / "a", b"first")
+    assert not create_once(tmp_path / "a", b"second")
+
+    def no_links(source: object, target: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    assert create_once(tmp_path / "b", b"first")
+    assert not create_once(tmp_path / "b", b"second")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == b"first"
+    monkeypatch.setattr(os, "link", lambda source, target: os.open(tmp_path / "none" / "x", os.O_RDONLY))
+    with pytest.raises(OSError, match="none"):
+        create_once(tmp_path / "c", b"first")
+    assert left_behind(tmp_path) == ["a", "b"]
+
+
+def test_sums_that_are_known_are_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "big").write_bytes(b"12345")
+    (tmp_path / "small").write_bytes(b"1")
+    known = {"big": {"bytes": 5, "blake2b": checksum(tmp_path / "big"), "more": 1}}
+    read: list[str] = []
+    monkeypatch.setattr(artifacts, "checksum", lambda path: read.append(path.name) or checksum(path))
+    seal(tmp_path, "thing", {}, known=known)
+    assert read == ["small"]
+    assert open_artifact(tmp_path, "thing")["files"]["big"] == {"bytes": 5, "blake2b": known["big"]["blake2b"]}
+
+
+CRASHING = """
+import sys
+from pathlib import Path
+from ance_fast.artifacts import staged_artifact
+with staged_artifact(sys.argv[1], "thing", {}) as folder:
+    (folder / "file.bin").write_bytes(b"new")
+"""
+
+
+@pytest.mark.parametrize(
+    ("point", "content"),
+    [
+        ("manifest.before_rename", b"hello"),
+        ("manifest.after_rename", b"hello"),
+        ("publish.before", b"hello"),
+        ("publish.between", b"hello"),
+        ("publish.after", b"new"),
+    ],
+)
+def test_a_process_killed_while_it_replaces_an_artifact_leaves_one_that_opens(
+    tmp_path: Path, point: str, content: bytes
+) -> None:
+    target = tmp_path / "a"
+    with staged_artifact(target, "thing", {}) as folder:
+        (folder / "file.bin").write_bytes(b"hello")
+    environment = {**os.environ, "ANCE_FAST_CRASH_AT": point}
+    killed = subprocess.run([sys.executable, "-c", CRASHING, str(target)], env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert target.exists() == (point != "publish.between")
+    assert open_artifact(target, "thing")
+    assert (target / "file.bin").read_bytes() == content
+    make(target, b"newer")
+    assert (target / "sub" / "file.bin").read_bytes() == b"newer"
+    assert [name for name in left_behind(tmp_path) if name.endswith(".old")] == []
+
+
+def test_what_a_killed_process_moved_away_is_not_mistaken_for_that_of_a_neighbour(tmp_path: Path) -> None:
+    make(tmp_path / "a.b")
+    os.rename(tmp_path / "a.b", tmp_path / ".a.b.0123abcd.old")
+    with pytest.raises(ArtifactError, match="no such directory"):
+        open_artifact(tmp_path / "a", "thing")
+    assert open_artifact(tmp_path / "a.b", "thing")
+
+
+def test_an_old_artifact_put_back_while_it_is_replaced_is_replaced_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "a", b"old")
+    seen: list[bytes] = []
+
+    def reader_between(point: str) -> None:
+        if point == "publish.between" and not seen:
+            open_artifact(tmp_path / "a", "thing")
+            seen.append((tmp_path / "a" / "sub" / "file.bin").read_bytes())
+
+    monkeypatch.setattr(artifacts, "crash_point", reader_between)
+    make(tmp_path / "a", b"new")
+    assert seen == [b"old"]
+    assert (tmp_path / "a" / "sub" / "file.bin").read_bytes() == b"new"
+    assert left_behind(tmp_path) == ["a"]
+
+
+def test_an_artifact_that_cannot_be_put_in_place_leaves_the_old_one_there(tmp_path: Path) -> None:
+    make(tmp_path / "a", b"old")
+    with pytest.raises(FileNotFoundError):
+        publish(tmp_path / "never built", tmp_path / "a")
+    assert open_artifact(tmp_path / "a", "thing")
+    assert left_behind(tmp_path) == ["a"]
+
+
+def test_a_damaged_manifest_is_never_overwritten_unasked(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    (tmp_path / "a" / MANIFEST).write_text("{")
+    with pytest.raises(ArtifactError, match="its manifest.json is damaged; remove it or use another path"):
+        make(tmp_path / "a")
+
+
+@pytest.mark.parametrize("spec", ["nowhere", "publish.before:0", "publish.before:x", ":1"])
+def test_a_crash_point_that_does_not_exist_is_refused(spec: str) -> None:
+    with pytest.raises(ConfigError, match="ANCE_FAST_CRASH_AT=.*: give name or name:n.*publish.between"):
+        arm(spec)
+
+
+def test_a_process_dies_when_it_reaches_its_crash_point_for_the_nth_time() -> None:
+    code = (
+        "from ance_fast.crash_points import crash_point\n"
+        "for n in range(9): print(n, flush=True); crash_point('file.after_rename')"
+    )
+    for spec, last in (("file.after_rename:3", 2), ("file.after_rename", 0), ("publish.after", 8), ("", 8)):
+        environment = {**os.environ, "ANCE_FAST_CRASH_AT": spec}
+        ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+        assert ran.returncode == (-signal.SIGKILL if last < 8 else 0)
+        assert ran.stdout.split()[-1] == str(last)

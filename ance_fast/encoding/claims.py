@@ -61,7 +61,7 @@ class Claim:
         token = uuid.uuid4().hex
         owner = {**machine(), "host": socket.gethostname(), "pid": os.getpid(), "token": token}
         owner["started"] = _start_of_process(os.getpid())
-        if not create_once(path, json.dumps(owner).encode(), point="claim"):
+        if not create_once(path, json.dumps(owner).encode(), durable=False, point="claim"):
             return None
         try:
             return cls(path, token, stale_after)

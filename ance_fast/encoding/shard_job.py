@@ -31,7 +31,7 @@ import numpy as np
 
 from ance_fast.artifacts import atomic_file, create_once, publish, seal
 from ance_fast.data.token_store import TokenStore
-from ance_fast.encoding.claims import STALE_AFTER_SECONDS, Claim
+from ance_fast.encoding.claims import STALE_AFTER_SECONDS, Claim, holder
 from ance_fast.encoding.job_entry import (
     Job,
     JobFiles,
@@ -212,9 +212,15 @@ class ShardJob:
             with claim:
                 try:
                     self._publish()
-                except FileNotFoundError:
-                    if not self._is_over():
-                        raise
+                except OSError as error:
+                    if isinstance(error, FileNotFoundError) and self._is_over():
+                        continue  # a second holder of this claim was faster
+                    raise OSError(
+                        error.errno,
+                        f"could not seal the embeddings ({error.strerror or error}); all shards are finished and stay, "
+                        "run it again to go on",
+                        str(self.path),
+                    ) from error
         self.close()
         shards = EmbeddingShards.open(self.path, verify=False)
         same = identity_of(shards.manifest) == self._wanted.identity
@@ -241,7 +247,10 @@ class ShardJob:
             fault = self._fault(files, shard, verify)
             if fault is None:
                 self._whole.add(shard.number)
-            elif (files.result / shard.name).exists() or files.record(shard).exists():
+                continue
+            found = files.record(shard).exists() or (files.result / shard.name).exists()
+            # A shard without a record that somebody has claimed is one he is about to record.
+            if found and holder(files.claims / shard.name, stale_after=self._stale_after) is None:
                 logger.warning("%s: %s; done again", files.result / shard.name, fault)
                 files.record(shard).unlink(missing_ok=True)
         if self._whole:

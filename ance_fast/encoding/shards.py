@@ -169,5 +169,5 @@ def read_mean(path: Path, dim: int) -> np.ndarray:
     except (ValueError, OSError) as error:
         raise ArtifactError(f"{path}: not readable as .npy ({error}); encode the corpus again") from error
     if mean.dtype != np.float32 or mean.shape != (dim,):
-        raise ArtifactError(f"{path}: {mean.dtype} {list(mean.shape)}, expected float32 [{dim}]; encode again")
+        raise ArtifactError(f"{path}: {mean.dtype} {list(mean.shape)}, expected float32 [{dim}]; {REMEDY}")
     return mean
