@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -28,6 +29,8 @@ from ance_fast.encoding.stages import StageTimes, batches_on
 from ance_fast.errors import ArtifactError, ConfigError
 from ance_fast.models.encoder import Encoder
 from ance_fast.progress import Advance, progress_bar
+
+logger = logging.getLogger(__name__)
 
 # Passages whose mean is subtracted when centring: any vector keeps the ranking, a near mean saves most bits.
 MEAN_SAMPLE = 1024
@@ -89,7 +92,7 @@ def encode_corpus(
     with job, bar as advance:
         advance(sum(stop - start for start, stop, _ in job.finished))
         followers = [_Follower(sink, job, dtype) for sink in sinks]
-        _run(_on_devices(encoder, devices), store, job, followers, times, advance)
+        _run(_on_devices(encoder, devices), store, job, followers, times, advance, batch_tokens)
         shards = job.finish()
     for follower in followers:
         with times.host(follower.stage):
@@ -104,9 +107,12 @@ def _run(
     followers: list[_Follower],
     times: StageTimes,
     advance: Advance,
+    batch_tokens: int | None,
 ) -> None:
     """Work on the job's shards with every encoder at once."""
     budget = int((job.budget or {}).get("batch_tokens", default_budget(encoders[0].device)))
+    if batch_tokens not in (None, budget):
+        logger.warning("batches of %d tokens, as this job began, so that its bytes do not depend on a restart", budget)
     on_batch = batches_on(advance)
 
     stops = [threading.Event() for _ in encoders]
