@@ -24,7 +24,7 @@ def test_the_stack_equals_the_plug_in_path(tiny: Callable[..., Path], architectu
         with torch.no_grad():
             plain = encoder(batch)
         with encoder.backbone.inference():
-            assert encoder.backbone._stack is not None
+            assert encoder.backbone.fused
             fused = encoder(batch).clone()
         torch.testing.assert_close(fused, plain, atol=1e-5, rtol=1e-5)
 

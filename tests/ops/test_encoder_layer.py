@@ -100,7 +100,7 @@ def test_the_public_functions_agree_on_every_backend() -> None:
     qkv, cu_seqlens = bits(3, 9, 48), torch.tensor([0, 4, 9], dtype=torch.int32)
     for backend in ("cpp", "torch"):
         torch.testing.assert_close(
-            layer.packed_self_attention(qkv, bias, cu_seqlens, 1, backend=backend),
+            layer.packed_self_attention(qkv, bias, cu_seqlens, 1, 5, backend=backend),
             layer.packed_self_attention_reference(qkv, bias, cu_seqlens, 1),
             atol=1e-5,
             rtol=0,
