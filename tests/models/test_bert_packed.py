@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from ance_fast import Encoder
 from ance_fast.data.packing import PackedBatch, Packer, ragged
 from ance_fast.errors import ConfigError
-from ance_fast.models.bert_packed import bert_stack, why_no_stack
+from ance_fast.models.bert_packed import BertStack, bert_stack, why_no_stack
 
 TEXTS = ["", "a", "two words", "many words " * 50, *(f"text number {i} " * (i % 13) for i in range(30))]
 
@@ -59,6 +60,50 @@ def test_first_tokens_alone_are_those_of_the_whole_layer(
                 assert hidden.shape == (len(batch), 32)
                 found = two.pool(hidden, batch)
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def varlen_on_the_cpu(
+    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, longest_q: int, longest_k: int
+) -> Tensor:
+    """`varlen_attn` sequence by sequence, with what FlashAttention asks of its arguments."""
+    out = torch.zeros(q.shape)
+    for cu, longest, rows in ((cu_q, longest_q, q), (cu_k, longest_k, k)):
+        assert cu.dtype == torch.int32
+        assert cu.diff().max() <= longest
+        assert cu[-1] == len(rows)
+        assert rows.stride(-1) == 1
+    assert len(cu_q) == len(cu_k)
+    for b in range(len(cu_q) - 1):
+        ours, theirs = slice(cu_q[b], cu_q[b + 1]), slice(cu_k[b], cu_k[b + 1])
+        parts = (x.transpose(0, 1) for x in (q[ours], k[theirs], v[theirs]))
+        out[ours] = torch.nn.functional.scaled_dot_product_attention(*parts).transpose(0, 1)
+    return out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="no interpreter beside a GPU")
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("architecture", ["Bert", "Roberta"])
+def test_the_stack_of_a_gpu_computes_the_same(
+    tiny: Callable[..., Path], architecture: str, pooling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = Encoder.load(str(tiny(architecture, num_attention_heads=2)), pooling=pooling)
+    batch = Packer([ragged([[5, 6, 7] * 20, [8], [9, 10, 11], []])]).pack(np.arange(4))
+    with torch.no_grad():
+        expected = encoder(batch)
+    used = []
+
+    def gpu_backend(op: str, *_: object) -> str:
+        used.append(op)
+        return "varlen" if op == "packed_self_attention" else "triton"
+
+    monkeypatch.setattr("ance_fast.ops.encoder_layer.dispatch", gpu_backend)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_on_the_cpu)
+    with encoder.backbone.inference():
+        assert isinstance(encoder.backbone._stack, BertStack)
+        encoder.backbone._stack.bias_in_product = True
+        torch.testing.assert_close(encoder(batch), expected, atol=1e-5, rtol=1e-5)
+    layer = ["packed_self_attention", "encoder_layer", "encoder_layer", "encoder_layer"]
+    assert used == ["embed_layernorm", *layer, *layer]
 
 
 def with_empty_sequences() -> PackedBatch:
