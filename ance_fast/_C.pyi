@@ -99,6 +99,17 @@ def bias_residual_layernorm(
     threads: int = 1,
     isa: str = "auto",
 ) -> None: ...
+def packed_cls_attention(
+    q: Array,
+    kv: Array,
+    cu_seqlens: Array,
+    *,
+    heads: int,
+    scale: float,
+    out: Array,
+    threads: int = 1,
+    isa: str = "auto",
+) -> None: ...
 def packed_attention(
     qkv: Array,
     bias: Array,

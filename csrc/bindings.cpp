@@ -6,6 +6,7 @@
 #include <optional>
 #include <utility>
 
+#include "cls_attention.h"
 #include "cpu_features.h"
 #include "embedding_ring_bindings.h"
 #include "encoder_kernels.h"
@@ -198,6 +199,32 @@ void bind_encoder_kernels(py::module_& m) {
         packed_attention(args, isa, threads);
       },
       py::arg("qkv"), py::arg("bias"), py::arg("cu_seqlens"), py::kw_only(), py::arg("heads"), py::arg("scale"),
+      py::arg("out"), py::arg("threads") = 1, py::arg("isa") = "auto");
+}
+
+void bind_cls_attention(py::module_& m) {
+  m.def(
+      "packed_cls_attention",
+      [](const py::array& q, const py::array& kv, const py::array& cu_seqlens, int64_t heads, float scale,
+         py::array result, int threads, const std::string& isa_name) {
+        check<float>(q, "q", {-1, -1});
+        check<float>(kv, "kv", {-1, -1});
+        const int64_t sequences = q.shape(0), width = q.shape(1), tokens = kv.shape(0);
+        if (heads < 1 || width % heads != 0) throw py::value_error("q must be as wide as a multiple of heads");
+        const ClsAttention args{in<float>(q, "q", {sequences, width}),
+                                in<float>(kv, "kv", {tokens, 2 * width}),
+                                in<int32_t>(cu_seqlens, "cu_seqlens", {sequences + 1}),
+                                tokens,
+                                sequences,
+                                heads,
+                                width / heads,
+                                scale,
+                                out<float>(result, "out", {sequences, width})};
+        const Isa isa = parse_isa(isa_name);
+        py::gil_scoped_release release;
+        cls_attention(args, isa, threads);
+      },
+      py::arg("q"), py::arg("kv"), py::arg("cu_seqlens"), py::kw_only(), py::arg("heads"), py::arg("scale"),
       py::arg("out"), py::arg("threads") = 1, py::arg("isa") = "auto");
 }
 
@@ -429,6 +456,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("best_isa", [] { return ance_fast::isa_name(ance_fast::best_isa()); });
   ance_fast::bind_pool_normalize(m);
   ance_fast::bind_encoder_kernels(m);
+  ance_fast::bind_cls_attention(m);
   ance_fast::bind_pairwise_loss(m);
   ance_fast::bind_softmax_gradient(m);
   ance_fast::bind_token_packer(m);

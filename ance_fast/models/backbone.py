@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 
 from ance_fast.data.packing import PackedBatch
 from ance_fast.errors import ArtifactError, ConfigError
-from ance_fast.models.bert_packed import BertStack, bert_stack
+from ance_fast.models.bert_packed import BertStack, bert_stack, why_no_stack
+from ance_fast.models.cuda_graphs import GraphedStack
 from ance_fast.models.packed_attention import IMPLEMENTATION, PackedLayout
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,9 @@ class PackedBackbone(nn.Module):
         self.pad_token_id = pad_token_id
         self.position_offset = _position_offset(model)
         self._padded_implementation = model.config._attn_implementation
-        self._stack: BertStack | None = None
+        # The stack is kept with its graphs and workspaces; it runs only within `inference`.
+        self._stack: BertStack | GraphedStack | None = None
+        self._fused = False
         self.mode, self.reason = "padded", "asked for"
         if attention != "padded":
             self.mode, self.reason = self._choose()
@@ -109,32 +112,70 @@ class PackedBackbone(nn.Module):
                 if isinstance(getattr(module, name, None), float):
                     setattr(module, name, probability)
 
-    def forward(self, batch: PackedBatch) -> Tensor:
-        """Hidden states [T, hidden] of the batch's tokens, in packed order."""
+    @property
+    def fused(self) -> bool:
+        """Whether the fused stack runs now, and `forward` takes cls_only: within `inference`, where there is one."""
+        return self._fused
+
+    def stack_choice(self) -> tuple[str, str]:
+        """What runs within `inference`, "fused" or "transformers", and why."""
+        problem = f"attention is padded ({self.reason})" if self.mode != "packed" else why_no_stack(self.model)
+        if problem is not None:
+            return "transformers", problem
+        if isinstance(self._stack, GraphedStack):
+            return "fused", self._stack.reason
+        return "fused", f"BERT-shaped, {str(self.dtype).removeprefix('torch.')} on {self.device.type}"
+
+    def forward(self, batch: PackedBatch, *, cls_only: bool = False) -> Tensor:
+        """Hidden states [T, hidden] of the batch's tokens, in packed order.
+
+        cls_only, where `fused`: [B, hidden] of first tokens alone, zeros for empty sequences.
+        """
+        if cls_only and not self.fused:
+            raise ConfigError("cls_only needs the fused stack, which runs within inference(): see stack_choice()")
         if len(batch.input_ids) == 0:
-            return torch.zeros(0, self.model.config.hidden_size, device=self.device, dtype=self.dtype)
-        if self._stack is not None:
-            return self._stack(batch.input_ids, batch.position_ids + self.position_offset, batch.cu_seqlens)
+            rows = len(batch) if cls_only else 0
+            return torch.zeros(rows, self.model.config.hidden_size, device=self.device, dtype=self.dtype)
+        if self._fused and self._stack is not None:
+            positions = self._positions(batch)
+            return self._stack(batch.input_ids, positions, batch.cu_seqlens, batch.max_seqlen, cls_only=cls_only)
         return self._packed(batch) if self.mode == "packed" else self._padded(batch)
 
     @contextmanager
     def inference(self) -> Iterator[None]:
         """Within it the fused inference stack runs where there is one: no gradients, and weights that stay put."""
-        outer, training = self._stack, self.model.training
+        outer, training = self._fused, self.model.training
         self.model.eval()
-        self._stack = bert_stack(self.model) if self.mode == "packed" else None
         try:
             with torch.no_grad():
+                self._fused = self._prepare_stack()
                 yield
         finally:
-            self._stack = outer
+            self._fused = outer
             self.model.train(training)
 
+    def _prepare_stack(self) -> bool:
+        """Make the stack, or bring it up to date with the weights; False where there is none."""
+        stack = self._stack.stack if isinstance(self._stack, GraphedStack) else self._stack
+        if stack is not None and self.mode == "packed" and stack.is_current(self.model):
+            stack.refresh()
+            return True
+        self._stack = stack = bert_stack(self.model) if self.mode == "packed" else None
+        if stack is not None and self.device.type == "cuda":
+            self._stack = GraphedStack(stack)
+        return stack is not None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy makes a stack of its own: this one reads our weights, and its graphs cannot be copied."""
+        return self.__dict__ | {"_stack": None, "_fused": False}
+
+    def _positions(self, batch: PackedBatch) -> Tensor:
+        return batch.position_ids + self.position_offset if self.position_offset else batch.position_ids
+
     def _packed(self, batch: PackedBatch) -> Tensor:
-        positions = batch.position_ids + self.position_offset if self.position_offset else batch.position_ids
         output = self.model(
             input_ids=batch.input_ids.unsqueeze(0),
-            position_ids=positions.unsqueeze(0),
+            position_ids=self._positions(batch).unsqueeze(0),
             packed_layout=PackedLayout.from_lengths(batch.lengths, batch.cu_seqlens),
         )
         return output.last_hidden_state[0]

@@ -151,13 +151,17 @@ class Encoder(nn.Module):
             self.layout = dataclasses.replace(self.layout, **change)
 
     def info(self) -> dict[str, str]:
-        """How this encoder runs: architecture, device, dtype, packed or padded attention and why."""
+        """How this encoder runs: architecture, device, dtype, packed or padded attention and the stack that embeds
+        texts, each with the reason why."""
+        stack, stack_reason = self.backbone.stack_choice()
         return {
             "architecture": type(self.backbone.model).__name__,
             "device": str(self.device),
             "dtype": str(self.backbone.dtype).removeprefix("torch."),
             "attention": self.backbone.mode,
             "attention_reason": self.backbone.reason,
+            "stack": stack,
+            "stack_reason": stack_reason,
             "pooling": self.layout.pooling + ("+l2" if self.layout.normalize else ""),
         }
 
@@ -181,16 +185,20 @@ class Encoder(nn.Module):
         return self.pool(self.hidden(batch), batch)
 
     def hidden(self, batch: PackedBatch) -> Tensor:
-        """Hidden states [T, hidden] of the batch's tokens: the first half of `forward`."""
-        states: Tensor = self.backbone(batch)
-        return states
+        """What `pool` makes embeddings of: hidden states [T, hidden], or [B, hidden] where only first tokens are
+        needed and the backbone can leave out the others. Valid until the next call within `backbone.inference()`."""
+        return self.backbone(batch, cls_only=self._only_first_tokens())
 
     def pool(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
-        """Embeddings float32 [B, dim] from what `hidden` gave for this batch: pooling, head and normalisation."""
+        """Embeddings float32 [B, dim] from `hidden` of the same batch, both within or both outside
+        `backbone.inference()`."""
+        cu_seqlens = batch.cu_seqlens
+        if self._only_first_tokens():
+            cu_seqlens = torch.arange(len(batch) + 1, dtype=torch.int32, device=hidden.device)
         last = "l2" if self.layout.normalize and not len(self.head) else "none"
         pooled = pool_normalize(
             hidden,
-            batch.cu_seqlens,
+            cu_seqlens,
             mode=self.layout.pooling,
             norm=last,
             out_dtype=torch.float32,
@@ -317,6 +325,9 @@ class Encoder(nn.Module):
         self.load_state_dict(theirs)
 
     # ---- private ----
+
+    def _only_first_tokens(self) -> bool:
+        return self.layout.pooling == "cls" and self.backbone.fused
 
     def _prompt(self, prompt: str | None, name: str | None) -> str:
         if prompt is not None:

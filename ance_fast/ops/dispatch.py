@@ -81,6 +81,15 @@ def _triton_problem() -> str | None:
     return None
 
 
+@functools.cache
+def _varlen_problem() -> str | None:
+    try:
+        from torch.nn.attention.varlen import varlen_attn  # noqa: F401
+    except ImportError as error:
+        return f"torch {torch.__version__} has no variable-length attention ({error}); it comes with torch 2.10"
+    return None
+
+
 def _triton_reason(_: str) -> str:
     return "Triton kernel, " + ("interpreted" if _INTERPRETED else "experimental: not yet run on a GPU")
 
@@ -107,6 +116,13 @@ _TRITON = Backend(
     _triton_problem,
     frozenset({"cpu"} if _INTERPRETED else ()),
 )
+_VARLEN = Backend(
+    "varlen",
+    lambda _: "FlashAttention by torch.nn.attention.varlen, experimental: not yet run on a GPU",
+    frozenset({"cuda"}),
+    frozenset({torch.float16, torch.bfloat16}),
+    _varlen_problem,
+)
 _CHUNKED = Backend("torch", lambda d: "torch in row chunks" + ("" if d == "cpu" else ", no GPU kernel takes it"))
 
 BACKENDS: dict[str, tuple[Backend, ...]] = {
@@ -115,7 +131,9 @@ BACKENDS: dict[str, tuple[Backend, ...]] = {
     "contrastive_loss": (_CPP, _TRITON, _CHUNKED, _REFERENCE),
     "pairwise_loss": (_CPP, _TRITON, _TORCH, _REFERENCE),
     "topk_inner_product": (_CHUNKED,),
-    "encoder_layer": (_CPP_FLOAT, _TORCH),
+    "encoder_layer": (_CPP_FLOAT, replace(_TRITON, widest=16384), _TORCH),
+    "embed_layernorm": (replace(_TRITON, widest=16384), _TORCH),
+    "packed_self_attention": (_CPP_FLOAT, _VARLEN, _TORCH),
 }
 
 

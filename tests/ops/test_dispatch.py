@@ -32,7 +32,8 @@ def test_describe_names_a_backend_and_a_reason_for_every_op_and_device():
         assert set(devices) == {"cpu", "cuda"}
         assert devices["cpu"].backend in ("cpp", "torch")
     unbuilt = {op for op, devices in report.items() if "no GPU kernel takes it" in devices["cuda"].reason}
-    assert unbuilt == {"topk_inner_product", "encoder_layer"}
+    assert unbuilt == {"topk_inner_product", "packed_self_attention"}
+    assert dispatch.choose("packed_self_attention", "cuda", torch.bfloat16).backend == "varlen"
     assert report["pool_normalize"]["cpu"].backend == "cpp"
 
 
