@@ -210,13 +210,13 @@ def test_a_device_that_fails_ends_the_others(
 ) -> None:
     inner, calls, lock = PackedBackbone.forward, 0, threading.Lock()
 
-    def broken(self: PackedBackbone, batch: PackedBatch) -> torch.Tensor:
+    def broken(self: PackedBackbone, batch: PackedBatch, **options: bool) -> torch.Tensor:
         nonlocal calls
         with lock:
             calls += 1
             if calls == 10:
                 raise RuntimeError("a broken device")
-        return inner(self, batch)
+        return inner(self, batch, **options)
 
     monkeypatch.setattr(PackedBackbone, "forward", broken)
     with pytest.raises(RuntimeError, match="a broken device"):
