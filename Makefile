@@ -22,7 +22,8 @@ test: $(VENV)/.ready-test
 sanitize: build/sanitize/ring-thread build/sanitize/ring-address,undefined
 	@for program in $^; do echo $$program; $$program $(ROUNDS) || exit 1; done
 
-build/sanitize/ring-%: csrc/embedding_ring.cpp tests/native/embedding_ring_stress.cpp csrc/embedding_ring.h csrc/pages.h
+build/sanitize/ring-%: csrc/embedding_ring.cpp tests/native/embedding_ring_stress.cpp tests/native/host_copies.h \
+		csrc/embedding_ring.h csrc/device_copies.h csrc/pages.h
 	@mkdir -p $(@D)
 	$(CXX) -std=c++17 -O1 -g -Wall -Wextra -fsanitize=$* -fno-sanitize-recover=all -pthread -Icsrc $(filter %.cpp,$^) -o $@
 
