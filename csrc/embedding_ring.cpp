@@ -182,8 +182,8 @@ RingResult EmbeddingRing::take(int64_t consumer, std::chrono::nanoseconds wait, 
       *content = entry.content;
       return RingResult::kDone;
     }
-    // Another thread of this consumer may take the slot meanwhile, and a producer fill it anew: what was found out about
-    // this publication counts for no other.
+    // Another thread of this consumer may take the slot meanwhile, and a producer fill it anew and publish it or give it
+    // back: what was found out about this publication counts for no other copy.
     const int64_t sequence = entry.content.sequence;
     lock.unlock();
     bool done = false;
@@ -196,7 +196,8 @@ RingResult EmbeddingRing::take(int64_t consumer, std::chrono::nanoseconds wait, 
     if (!done && std::chrono::steady_clock::now() >= end) return RingResult::kTimeout;
     if (!done) std::this_thread::sleep_for(kAskAgain);
     lock.lock();
-    if (done && entry.copying && entry.content.sequence == sequence && entry.state != SlotState::kFilling) {
+    const bool published = entry.state == SlotState::kReady || entry.state == SlotState::kDraining;
+    if (done && entry.copying && published && entry.content.sequence == sequence) {
       copied(entry, &finished);
     }
   }

@@ -24,6 +24,8 @@ namespace py = pybind11;
 namespace ance_fast {
 namespace {
 
+constexpr int64_t kCachedRing = int64_t{1} << 25;  // bytes; larger rings are filled past the cache
+
 // What waits on the ring runs in slices without the GIL, and between them looks for Ctrl-C. `attempt` waits for as long
 // as it is told; what it has got is kept whatever the clock says.
 template <typename Attempt>
@@ -103,9 +105,16 @@ struct FillTicket : RingTicket {
     if (slot < 0 || first < 0 || rows < 0 || first > shape.rows - rows) throw py::index_error("rows outside the slot");
     const int64_t row_bytes = shape.dim * shape.element_bytes;
     void* const to = static_cast<unsigned char*>(ring->data(slot)) + first * row_bytes;
+    const auto* from = reinterpret_cast<const void*>(address);
+    const auto bytes = static_cast<size_t>(rows * row_bytes);
     const py::gil_scoped_release release;
-    // Through the cache, since the consumers read the slot next.
-    std::memcpy(to, reinterpret_cast<const void*>(address), static_cast<size_t>(rows * row_bytes));
+    // The consumers read the slot next, from the cache if the ring fits there beside all else. If not, it would only
+    // push out what the producer computes with.
+    if (shape.slots * shape.rows * row_bytes > kCachedRing) {
+      copy_past_cache(to, from, bytes);
+    } else {
+      std::memcpy(to, from, bytes);
+    }
   }
 
   void copy_from_device(uintptr_t address, int64_t first, int64_t rows, int device, uintptr_t stream,

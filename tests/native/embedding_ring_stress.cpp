@@ -1,5 +1,6 @@
 // Producers and consumers with random delays, failures and closings, for the sanitizers; some rows are copied by a
-// device that takes its time. Prints what went wrong and ends with status 1; a hang is ended by an alarm.
+// device that takes its time: that of host_copies.h, or with ANCE_FAST_WITH_CUDA the code for CUDA on the stand-in of
+// host_cuda_runtime.h. Prints what went wrong and ends with status 1; a hang is ended by an alarm.
 //
 //     embedding_ring_stress [rounds] [seed]
 #include <unistd.h>
@@ -16,7 +17,11 @@
 #include <vector>
 
 #include "embedding_ring.h"
+#ifdef ANCE_FAST_WITH_CUDA
+#include "host_cuda_runtime.h"
+#else
 #include "host_copies.h"
+#endif
 
 using namespace ance_fast;
 using namespace std::chrono_literals;
@@ -56,29 +61,31 @@ struct Round {
   std::atomic<int64_t>& sources;  // that are alive
 };
 
-// Rows of a device, full of `value`. When they are let go of they are overwritten, as by whoever is given the memory
-// next: a copy that is not done by then brings wrong values.
-DeviceSource device_rows(Round& round, int64_t rows, float value) {
-  auto* values = new std::vector<float>(static_cast<size_t>(rows * round.ring.shape().dim), value);
+// Rows of a device, which its stream fills with `value`. When they are let go of they are overwritten, as by whoever is
+// given the memory next: a copy that is not made by then brings wrong values.
+DeviceSource device_rows(Round& round, const ProducerStream& stream, int64_t rows, float value) {
+  auto* values = new std::vector<float>(static_cast<size_t>(rows * round.ring.shape().dim), -3.0f);
   ++round.sources;
-  const std::shared_ptr<void> owner(values, [&round](void* held) {
+  const std::shared_ptr<void> owner(values, [&sources = round.sources](void* held) {
     auto* values = static_cast<std::vector<float>*>(held);
     std::fill(values->begin(), values->end(), -1.0f);
     delete values;
-    --round.sources;
+    --sources;
   });
-  return {values->data(), 0, nullptr, owner};
+  stream.launch([values, value] { std::fill(values->begin(), values->end(), value); });
+  return {values->data(), stream.device(), stream.handle(), owner};
 }
 
 // Some rows by the host, the rest by one or two copies of the device. False: the device refuses.
-bool write_rows(Round& round, int64_t slot, int64_t rows, float value, std::mt19937_64& random) {
+bool write_rows(Round& round, const ProducerStream& stream, int64_t slot, int64_t rows, float value,
+                std::mt19937_64& random) {
   const int64_t by_host = random() % 3 == 0 ? rows : static_cast<int64_t>(random() % static_cast<uint64_t>(rows));
   auto* values = static_cast<float*>(round.ring.data(slot));
   std::fill(values, values + by_host * round.ring.shape().dim, value);
   for (int64_t first = by_host; first < rows;) {
     const int64_t count = 1 + static_cast<int64_t>(random() % static_cast<uint64_t>(rows - first));
     try {
-      round.ring.copy_from_device(slot, first, count, device_rows(round, count, value));
+      round.ring.copy_from_device(slot, first, count, device_rows(round, stream, count, value));
     } catch (const std::runtime_error&) {
       return false;
     }
@@ -96,6 +103,7 @@ void lost(Round& round, const char* what) {
 void produce(Round& round, int64_t number, int64_t fail_at, uint64_t seed) {
   std::mt19937_64 random(seed);
   const RingShape& shape = round.ring.shape();
+  const ProducerStream stream(static_cast<int>(number % 2));
   for (int64_t i = 0; i < round.each;) {
     if (i == fail_at) return round.ring.fail();
     int64_t slot = -1;
@@ -108,7 +116,7 @@ void produce(Round& round, int64_t number, int64_t fail_at, uint64_t seed) {
     const int64_t rows = 1 + static_cast<int64_t>(random() % static_cast<uint64_t>(shape.rows));
     const bool given_up = random() % 8 == 0;
     const float value = static_cast<float>(given_up ? -2 : number * round.each + i);
-    const bool written = write_rows(round, slot, rows, value, random);
+    const bool written = write_rows(round, stream, slot, rows, value, random);
     if (given_up || !written) {
       round.ring.abandon(slot);
       if (!written) return expect(round.fails && round.ring.failed(), "a refused copy fails the ring");
@@ -197,11 +205,12 @@ void run(uint64_t seed) {
   // 0: a producer fails, 1: a consumer, 2: it is closed early, 3: a copy fails, 4: a copy is refused, others: nothing
   const int64_t ending = draw(0, 6);
   const int64_t bad_copy = ending == 3 || ending == 4 ? draw(0, 40) : -1;
-  HostCopyLog log;
+  CopyLog log;
   std::atomic<int64_t> sources{0};
   {
-    auto copies = std::make_unique<HostCopies>(&log, random(), bad_copy, ending == 4);
-    Round round{EmbeddingRing(shape, std::move(copies), draw(0, 1) == 1), draw(1, 3), draw(1, 40), ending < 5, {0}, sources};
+    auto copies = make_copies(&log, shape.slots, random(), bad_copy, ending == 4);
+    const bool page_locked = draw(0, 1) == 1;
+    Round round{EmbeddingRing(shape, std::move(copies), page_locked), draw(1, 3), draw(1, 40), ending < 5, {0}, sources};
     play(round, ending, random);
     expect(bad_copy < 0 || log.asked <= bad_copy || !round.ring.copy_failure().empty(), "a failed copy fails the ring");
     expect(ending == 3 || ending == 4 || round.ring.copy_failure().empty(), "no copy fails by itself");
@@ -231,16 +240,17 @@ void last_slot_abandoned() {
 
 // A slot whose copy is not made yet is given to nobody, and a failure ends that wait but not the copy.
 void copy_under_way() {
-  HostCopyLog log;
+  CopyLog log;
   std::atomic<int64_t> sources{0};
   std::thread later;
   {
-    Round round{EmbeddingRing({1, 1, 1, 4, 1}, std::make_unique<HostCopies>(&log, 0, -1, false)), 1, 1, true, {0}, sources};
+    Round round{EmbeddingRing({1, 1, 1, 4, 1}, make_copies(&log, 1, 0, -1, false)), 1, 1, true, {0}, sources};
+    const ProducerStream stream(1);
     int64_t slot = -1;
     SlotContent content{};
     log.paused = true;
     round.ring.acquire(0s, &slot);
-    round.ring.copy_from_device(slot, 0, 1, device_rows(round, 1, 5.0f));
+    round.ring.copy_from_device(slot, 0, 1, device_rows(round, stream, 1, 5.0f));
     expect(round.ring.publish(slot, 1, 0) == RingResult::kDone, "publishing does not wait for copies");
     for (const auto wait : {0ms, 5ms}) {
       expect(round.ring.take(0, wait, &slot, &content) == RingResult::kTimeout, "a copy under way is waited for");

@@ -1,31 +1,27 @@
 // DeviceCopies without a device: one thread makes the copies, late and in the order they were asked for.
 #pragma once
 
-#include <atomic>
 #include <condition_variable>
 #include <cstring>
 #include <deque>
+#include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <random>
 #include <set>
 #include <stdexcept>
 #include <thread>
 
+#include "copy_log.h"
 #include "device_copies.h"
 
 namespace ance_fast {
 
-// What the tests look at and steer; it outlives the ring.
-struct HostCopyLog {
-  std::atomic<int64_t> asked{0}, made{0}, locked{0};
-  std::atomic<bool> paused{false};
-};
-
 class HostCopies final : public DeviceCopies {
  public:
   // The copy number `fail_at` (from 0; -1: none) fails when it is made, or with `refuse` when it is asked for.
-  HostCopies(HostCopyLog* log, uint64_t seed, int64_t fail_at, bool refuse)
+  HostCopies(CopyLog* log, uint64_t seed, int64_t fail_at, bool refuse)
       : log_(log), random_(seed), fail_at_(fail_at), refuse_(refuse), worker_([this] { work(); }) {}
 
   ~HostCopies() override {
@@ -53,9 +49,14 @@ class HostCopies final : public DeviceCopies {
   }
 
   bool done(int64_t slot) override {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    std::unique_lock<std::mutex> lock(mutex_);
     if (failed_.count(slot) > 0) throw std::runtime_error("planned failure");
-    return unmade_[slot] == 0;
+    const bool made = unmade_[slot] == 0;
+    const bool linger = random_() % 8 == 0;
+    lock.unlock();
+    // Whoever asked may hear of it late, when the slot is already somebody else's.
+    if (linger) std::this_thread::sleep_for(std::chrono::microseconds(300));
+    return made;
   }
 
   void finish() noexcept override {
@@ -95,7 +96,7 @@ class HostCopies final : public DeviceCopies {
     }
   }
 
-  HostCopyLog* const log_;
+  CopyLog* const log_;
   std::mt19937_64 random_;
   const int64_t fail_at_;
   const bool refuse_;
@@ -106,6 +107,22 @@ class HostCopies final : public DeviceCopies {
   std::set<int64_t> failed_;
   bool busy_ = false, over_ = false;
   std::thread worker_;  // the last: it uses all of the above
+};
+
+inline std::unique_ptr<DeviceCopies> make_copies(CopyLog* log, int64_t, uint64_t seed, int64_t fail_at, bool refuse) {
+  return std::make_unique<HostCopies>(log, seed, fail_at, refuse);
+}
+
+// This device has its rows at once.
+class ProducerStream {
+ public:
+  explicit ProducerStream(int device) : device_(device) {}
+  int device() const { return device_; }
+  void* handle() const { return nullptr; }
+  void launch(const std::function<void()>& kernel) const { kernel(); }
+
+ private:
+  int device_;
 };
 
 }  // namespace ance_fast
