@@ -63,7 +63,7 @@ class EmbeddingRing:
     dtype: "float32", "float16" or "bfloat16".
     consumers: how many will drain, numbered from 0. The stream waits for each of them, so each must drain.
     pinned: whether the memory is page-locked, which a GPU needs to copy while the host goes on. "auto": where the
-        package was built with CUDA and there is a GPU. Page-locking starts CUDA: say False where no GPU will fill slots.
+        package was built with CUDA and there is a GPU. It starts CUDA: say False where no GPU will fill slots.
 
     One allocation of slots * rows * dim values, every slot aligned to 64 bytes, with huge pages where the system grants
     them; all of it is there from the begin. `ring.pinned` and `ring.memory` say what kind it is and why. As a context
@@ -341,7 +341,12 @@ class DrainSlot(_Slot):
         """
         ticket = self._held()
         shape, dtype = (self.rows, self._ring.dim), DTYPES[self._dtype]
-        if target.shape != shape or target.dtype != dtype or not target.flags.c_contiguous or not target.flags.writeable:
+        if (
+            target.shape != shape
+            or target.dtype != dtype
+            or not target.flags.c_contiguous
+            or not target.flags.writeable
+        ):
             raise ConfigError(
                 f"the target is {target.dtype} {list(target.shape)}; it must be {dtype} {list(shape)}, C-contiguous "
                 "and writeable"
