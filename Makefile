@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 FAISS ?= cpu
 ROUNDS ?= 1000
+CUDA_INCLUDE ?= $(wildcard /usr/local/cuda/include)
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/* csrc/*/*)
 # Everything runs from what is on disk: no hub is asked for anything.
@@ -18,13 +19,22 @@ demo: $(VENV)/.ready-demo
 test: $(VENV)/.ready-test
 	ANCE_FAST_STRICT=1 $(BIN)/python -m pytest $(ARGS)
 
-# The parts of the engine that threads share, without Python: what a sanitizer reports is ours.
-sanitize: build/sanitize/ring-thread build/sanitize/ring-address,undefined
+# The parts of the engine that threads share, without Python: what a sanitizer reports is ours. Where CUDA's headers are,
+# the ring's code for CUDA runs on a stand-in for its runtime.
+SANITIZERS := thread address,undefined
+sanitize: $(SANITIZERS:%=build/sanitize/ring-%) $(if $(CUDA_INCLUDE),$(SANITIZERS:%=build/sanitize/cuda-ring-%))
 	@for program in $^; do echo $$program; $$program $(ROUNDS) || exit 1; done
 
-build/sanitize/ring-%: csrc/embedding_ring.cpp tests/native/embedding_ring_stress.cpp csrc/embedding_ring.h csrc/pages.h
-	@mkdir -p $(@D)
-	$(CXX) -std=c++17 -O1 -g -Wall -Wextra -fsanitize=$* -fno-sanitize-recover=all -pthread -Icsrc $(filter %.cpp,$^) -o $@
+RING := csrc/embedding_ring.cpp tests/native/embedding_ring_stress.cpp
+CUDA_RING := csrc/cuda/ring_copies.cpp tests/native/host_cuda_runtime.cpp
+RING_HEADERS := $(wildcard csrc/*.h csrc/cuda/ring_*.h tests/native/*.h)
+SANITIZE = @mkdir -p $(@D); $(CXX) -std=c++17 -O1 -g -Wall -Wextra -fsanitize=$* -fno-sanitize-recover=all -pthread -Icsrc
+
+build/sanitize/ring-%: $(RING) $(RING_HEADERS)
+	$(SANITIZE) $(RING) -o $@
+
+build/sanitize/cuda-ring-%: $(RING) $(CUDA_RING) $(RING_HEADERS)
+	$(SANITIZE) -DANCE_FAST_WITH_CUDA=1 -isystem $(CUDA_INCLUDE) $(RING) $(CUDA_RING) -o $@
 
 mutants: $(VENV)/.ready-test
 	ANCE_FAST_STRICT=1 $(BIN)/python tests/mutants/run.py $(ARGS)

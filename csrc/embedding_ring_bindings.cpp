@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <string>
@@ -13,11 +14,17 @@
 #include <vector>
 
 #include "embedding_ring.h"
+#include "stream_copy.h"
+#ifdef ANCE_FAST_WITH_CUDA
+#include "cuda/ring_copies.h"
+#endif
 
 namespace py = pybind11;
 
 namespace ance_fast {
 namespace {
+
+constexpr int64_t kCachedRing = int64_t{1} << 25;  // bytes; larger rings are filled past the cache
 
 // What waits on the ring runs in slices without the GIL, and between them looks for Ctrl-C. `attempt` waits for as long
 // as it is told; what it has got is kept whatever the clock says.
@@ -75,10 +82,47 @@ struct RingTicket {
   }
 };
 
+// A Python object in the hands of the engine, which lets go of it in any thread, with or without the GIL.
+std::shared_ptr<void> keep(const py::object& object) {
+  return {new py::object(object), [](void* held) {
+            const py::gil_scoped_acquire acquire;
+            delete static_cast<py::object*>(held);
+          }};
+}
+
 struct FillTicket : RingTicket {
   ~FillTicket() { abandon(); }
   void abandon() {
-    if (slot >= 0) ring->abandon(std::exchange(slot, -1));
+    if (slot < 0) return;
+    const int64_t given_back = std::exchange(slot, -1);
+    const py::gil_scoped_release release;  // it may wait for a device
+    ring->abandon(given_back);
+  }
+
+  // The rows at a host address; the caller answers for their number and dtype.
+  void copy(uintptr_t address, int64_t first, int64_t rows) const {
+    const RingShape& shape = ring->shape();
+    if (slot < 0 || first < 0 || rows < 0 || first > shape.rows - rows) throw py::index_error("rows outside the slot");
+    const int64_t row_bytes = shape.dim * shape.element_bytes;
+    void* const to = static_cast<unsigned char*>(ring->data(slot)) + first * row_bytes;
+    const auto* from = reinterpret_cast<const void*>(address);
+    const auto bytes = static_cast<size_t>(rows * row_bytes);
+    const py::gil_scoped_release release;
+    // The consumers read the slot next, from the cache if the ring fits there beside all else. If not, it would only
+    // push out what the producer computes with.
+    if (shape.slots * shape.rows * row_bytes > kCachedRing) {
+      copy_past_cache(to, from, bytes);
+    } else {
+      std::memcpy(to, from, bytes);
+    }
+  }
+
+  void copy_from_device(uintptr_t address, int64_t first, int64_t rows, int device, uintptr_t stream,
+                        const py::object& owner) const {
+    const DeviceSource source{reinterpret_cast<const void*>(address), device, reinterpret_cast<void*>(stream),
+                              keep(owner)};
+    const py::gil_scoped_release release;
+    ring->copy_from_device(slot, first, rows, source);
   }
 };
 
@@ -89,12 +133,44 @@ struct DrainTicket : RingTicket {
   void release() {
     if (slot >= 0) ring->release(consumer, std::exchange(slot, -1));
   }
+
+  void copy_to(py::array& target) const {
+    if (slot < 0) throw py::value_error("the slot has gone back to the ring");
+    const py::ssize_t bytes = content.rows * ring->shape().dim * ring->shape().element_bytes;
+    if (!(target.flags() & py::array::c_style) || target.nbytes() != bytes) {
+      throw py::value_error("the target must be C-contiguous and as large as the rows");
+    }
+    void* const to = target.mutable_data();
+    const void* const from = ring->data(slot);
+    const py::gil_scoped_release release;
+    copy_past_cache(to, from, static_cast<size_t>(bytes));
+  }
 };
 
 struct BoundRing {
   std::shared_ptr<EmbeddingRing> engine;
   py::dtype dtype;
 };
+
+#ifdef ANCE_FAST_WITH_CUDA
+constexpr bool kCopiesFromCuda = true;
+#else
+constexpr bool kCopiesFromCuda = false;
+std::unique_ptr<DeviceCopies> cuda_copies(int64_t) {
+  return nullptr;
+}
+#endif
+
+// Its memory is filled with pages at the begin and its copies are waited for at the end, both without the GIL.
+std::shared_ptr<EmbeddingRing> make_ring(const RingShape& shape, bool page_locked) {
+  const py::gil_scoped_release release;
+  return {new EmbeddingRing(shape, cuda_copies(shape.slots), page_locked),
+          [](EmbeddingRing* ring) {
+            if (PyGILState_Check() == 0) return delete ring;
+            const py::gil_scoped_release waiting;
+            delete ring;
+          }};
+}
 
 }  // namespace
 
@@ -109,6 +185,9 @@ void bind_embedding_ring(py::module_& m) {
             return result_name(result);
           },
           py::arg("rows"), py::arg("tag"))
+      .def("copy", &FillTicket::copy, py::arg("address"), py::arg("first"), py::arg("rows"))
+      .def("copy_from_device", &FillTicket::copy_from_device, py::arg("address"), py::arg("first"), py::arg("rows"),
+           py::arg("device"), py::arg("stream"), py::arg("owner"))
       .def("abandon", &FillTicket::abandon);
 
   py::class_<DrainTicket>(m, "DrainTicket")
@@ -116,14 +195,19 @@ void bind_embedding_ring(py::module_& m) {
       .def_property_readonly("tag", [](const DrainTicket& self) { return self.content.tag; })
       .def_property_readonly("sequence", [](const DrainTicket& self) { return self.content.sequence; })
       .def("view", [](const DrainTicket& self) { return self.view(self.content.rows); })
+      .def("copy_to", &DrainTicket::copy_to, py::arg("target"))
       .def("release", &DrainTicket::release);
 
-  py::class_<BoundRing>(m, "EmbeddingRing")
-      .def(py::init([](int64_t slots, int64_t rows, int64_t dim, const py::dtype& dtype, int64_t consumers) {
+  py::class_<BoundRing> ring(m, "EmbeddingRing");
+  ring.attr("copies_from_cuda") = kCopiesFromCuda;
+  ring
+      .def(py::init([](int64_t slots, int64_t rows, int64_t dim, const py::dtype& dtype, int64_t consumers,
+                       bool page_locked) {
              const RingShape shape{slots, rows, dim, static_cast<int64_t>(dtype.itemsize()), consumers};
-             return new BoundRing{std::make_shared<EmbeddingRing>(shape), dtype};
+             return new BoundRing{make_ring(shape, page_locked), dtype};
            }),
-           py::kw_only(), py::arg("slots"), py::arg("rows"), py::arg("dim"), py::arg("dtype"), py::arg("consumers"))
+           py::kw_only(), py::arg("slots"), py::arg("rows"), py::arg("dim"), py::arg("dtype"), py::arg("consumers"),
+           py::arg("page_locked") = false)
       .def(
           "acquire",
           [](const BoundRing& self, const std::optional<double>& timeout) -> py::object {
@@ -154,6 +238,7 @@ void bind_embedding_ring(py::module_& m) {
       .def("fail", [](const BoundRing& self) { self.engine->fail(); })
       .def_property_readonly("closed", [](const BoundRing& self) { return self.engine->closed(); })
       .def_property_readonly("failed", [](const BoundRing& self) { return self.engine->failed(); })
+      .def_property_readonly("copy_failure", [](const BoundRing& self) { return self.engine->copy_failure(); })
       .def_property_readonly("states", [](const BoundRing& self) {
         std::vector<std::string> names;
         for (const SlotState state : self.engine->states()) names.emplace_back(state_name(state));

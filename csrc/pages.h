@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -41,6 +42,18 @@ inline void advise_huge_pages(void* array, size_t bytes) {
   static_cast<void>(array);
   static_cast<void>(bytes);
 #endif
+}
+
+// Gives zeroed pages to memory that nobody has written to yet, so that who writes to it first does not wait for them.
+inline void fill_with_pages(void* memory, size_t bytes) {
+#if defined(__linux__)
+  constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE: Linux 5.14, newer than many a C library
+  const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(memory) / page * page;
+  const uintptr_t end = reinterpret_cast<uintptr_t>(memory) + bytes;
+  if (madvise(reinterpret_cast<void*>(begin), end - begin, kPopulateWrite) == 0) return;
+#endif
+  std::memset(memory, 0, bytes);
 }
 
 }  // namespace ance_fast

@@ -128,7 +128,7 @@ def encode_spans(
                     times.count(len(batch), batch.num_tokens)
                 if slot is not None:
                     if resident is not None or device.type == "cuda":
-                        slot.tensor[:count].copy_(place)
+                        slot.copy_from(place.float())
                     slot.publish(count, tag=window.start)
                 else:
                     done.append((window.start, window.stop))
@@ -214,7 +214,13 @@ def _ring(
                 with times.host(sink.stage):
                     sink.write(slot.tag, slot.array)
 
-    ring = EmbeddingRing(slots=SLOTS, rows=min(rows, max(1, len(store))), dim=encoder.dim, consumers=len(sinks))
+    ring = EmbeddingRing(
+        slots=SLOTS,
+        rows=min(rows, max(1, len(store))),
+        dim=encoder.dim,
+        consumers=len(sinks),
+        pinned="auto" if encoder.device.type == "cuda" else False,
+    )
     with ThreadPoolExecutor(len(sinks), thread_name_prefix="sink") as pool:
         with ring:
             futures = [pool.submit(consume, number, sink) for number, sink in enumerate(sinks)]

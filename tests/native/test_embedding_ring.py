@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import itertools
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -560,15 +562,34 @@ def test_random_delays_and_failures_end_every_side(seed):
         assert all(order == orders[0] for order in orders)
 
 
-def test_the_engine_is_free_of_data_races(tmp_path):
+def cuda_headers() -> str | None:
+    """The folder of CUDA's headers, as nvcc itself finds it."""
+    if shutil.which("nvcc") is None:
+        return None
+    plan = subprocess.run(["nvcc", "--dryrun", "-x", "cu", "-c", "/dev/null"], capture_output=True, text=True)
+    top = re.search(r"^#\$ TOP=(.+)$", plan.stderr, re.MULTILINE)
+    folders = [Path(top[1].strip()) / part for part in ("include", "targets/x86_64-linux/include")] if top else []
+    return next((str(folder) for folder in folders if (folder / "cuda_runtime_api.h").exists()), None)
+
+
+@pytest.mark.parametrize("device", ["host", "cuda"])
+def test_the_engine_is_free_of_data_races(tmp_path, device):
+    """Rows are copied by a thread, or by the code for CUDA on a stand-in for its runtime."""
     flags = ["-std=c++17", "-O1", "-g", "-fsanitize=thread", "-fno-sanitize-recover=all", "-pthread"]
     (tmp_path / "empty.cpp").write_text("int main() { return 0; }\n")
     probe = tmp_path / "empty"
     built = subprocess.run(["g++", *flags, str(tmp_path / "empty.cpp"), "-o", str(probe)], check=False)
     if built.returncode or subprocess.run([str(probe)], check=False).returncode:
         pytest.skip("no thread sanitizer")
+    sources = list(SOURCES)
+    if device == "cuda":
+        include = cuda_headers()
+        if include is None:
+            pytest.skip("no nvcc, and none of its headers")
+        flags += ["-DANCE_FAST_WITH_CUDA=1", f"-isystem{include}"]
+        sources += ["csrc/cuda/ring_copies.cpp", "tests/native/host_cuda_runtime.cpp"]
     program = tmp_path / "stress"
-    subprocess.run(["g++", *flags, "-Icsrc", *SOURCES, "-o", str(program)], cwd=ROOT, check=True)
+    subprocess.run(["g++", *flags, "-Icsrc", *sources, "-o", str(program)], cwd=ROOT, check=True)
     result = subprocess.run([str(program), "100"], capture_output=True, text=True, timeout=50, check=False)
     assert result.returncode == 0, result.stderr
     assert "100 rounds without a violation" in result.stdout
