@@ -27,13 +27,13 @@ import pyarrow as pa
 
 from ance_fast.artifacts import open_artifact, publish, refuse_foreign, seal
 from ance_fast.data.dataset import Corpus
-from ance_fast.data.document_stream import document_slices, unique_documents
+from ance_fast.data.document_batches import from_arrow
+from ance_fast.data.document_stream import DocumentSlice, document_slices, unique_documents
 from ance_fast.data.records import Document
 from ance_fast.data.token_shards import (
     Recipe,
     ShardInfo,
     adopt_shard,
-    encode_rows,
     make_batch,
     matching_shard,
     shard_name,
@@ -74,8 +74,9 @@ def build_store(
         shards = _ShardWriter(encoder, recipe, work, target, advance)
         content = hashlib.blake2b(digest_size=16)
         with _pool(num_proc, work) as pool:
-            for documents in document_slices(unique_documents(corpus), shard_rows):
-                shards.add(documents, content, pool, num_proc)
+            for documents in document_slices(unique_documents(corpus), shard_rows, content=content):
+                shards.add(documents, pool, num_proc)
+                del documents  # before the next slice is gathered
             infos = shards.finish()
         if not infos:
             raise DataError(f"{getattr(corpus, 'path', 'corpus')}: the corpus is empty; a token store needs a document")
@@ -107,12 +108,12 @@ def build_table(
     pairs: Iterable[tuple[str, str] | str] = texts if ids is None else zip(ids, texts, strict=True)
     content = hashlib.blake2b(digest_size=16)
     batches, infos = [], []
-    for documents in document_slices(unique_documents(pairs), _TABLE_ROWS):
-        content.update(encode_rows(documents))
+    for documents in document_slices(unique_documents(pairs), _TABLE_ROWS, content=content):
         # The text is taken as given: joining it with a title, as documents need, would strip its white space.
-        tokens = tokenize([prompt + document.text for document in documents], encoder, recipe.dtype)
-        batches.append(make_batch(documents, tokens, recipe))
-        infos.append(ShardInfo(recipe, "", "", len(documents), len(tokens.values), tokens.truncated))
+        given = (prompt + document.text for document in from_arrow(documents.batches))
+        tokens = tokenize(given, encoder, recipe.dtype)
+        batches.append(make_batch(pa.concat_batches(documents.batches), tokens, recipe))
+        infos.append(ShardInfo(recipe, "", "", documents.rows, len(tokens.values), tokens.truncated))
     return batches, _manifest(infos, recipe, tokenizer, content.hexdigest())
 
 
@@ -132,29 +133,23 @@ class _ShardWriter:
         """Shards that lie in the target as they should."""
         return len(self._in_target)
 
-    def add(
-        self, documents: list[Document], content: hashlib.blake2b, pool: ProcessPoolExecutor | None, limit: int
-    ) -> None:
+    def add(self, documents: DocumentSlice, pool: ProcessPoolExecutor | None, limit: int) -> None:
         """Account for the next shard; returns when fewer than `limit` shards are being worked on."""
         number = len(self.infos)
         name = shard_name(number)
-        rows = encode_rows(documents)
-        content.update(rows)
-        digest = hashlib.blake2b(rows, digest_size=16).hexdigest()
-        del rows
-        info = matching_shard(self.target / name, self.recipe, digest)
+        info = matching_shard(self.target / name, self.recipe, documents.content)
         if info is not None:
             self._in_target.append(name)
         else:
-            info = matching_shard(self.work / name, self.recipe, digest)
+            info = matching_shard(self.work / name, self.recipe, documents.content)
         self.infos.append(info)
         if info is not None:
-            self.advance(len(documents))
+            self.advance(documents.rows)
         elif pool is None:
-            self.infos[number] = _write(documents, self.encoder, self.recipe, self.work / name, digest, self.advance)
+            self.infos[number] = _write(documents, self.encoder, self.recipe, self.work / name, self.advance)
         else:
             self._collect(limit - 1)
-            self._pending[pool.submit(_write, documents, self.encoder, self.recipe, self.work / name, digest)] = number
+            self._pending[pool.submit(_write, documents, self.encoder, self.recipe, self.work / name)] = number
 
     def finish(self) -> list[ShardInfo]:
         """Wait for every shard and return their records in order."""
@@ -175,15 +170,15 @@ class _ShardWriter:
 
 
 def _write(
-    documents: list[Document],
+    documents: DocumentSlice,
     encoder: TextEncoder,
     recipe: Recipe,
     path: Path,
-    digest: str,
     advance: Callable[[int], None] | None = None,
 ) -> ShardInfo:
-    texts = [recipe.prompt + document.full_text for document in documents]
-    return write_shard(path, documents, tokenize(texts, encoder, recipe.dtype, advance), recipe, digest)
+    texts = (recipe.prompt + document.full_text for document in from_arrow(documents.batches))
+    tokens = tokenize(texts, encoder, recipe.dtype, advance)
+    return write_shard(path, pa.concat_batches(documents.batches), tokens, recipe, documents.content)
 
 
 def _manifest(infos: list[ShardInfo], recipe: Recipe, tokenizer: Any, content: str) -> dict[str, Any]:

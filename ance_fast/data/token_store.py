@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, overload
 
@@ -18,6 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ance_fast.artifacts import open_artifact
+from ance_fast.data.document_batches import from_arrow
+from ance_fast.data.document_stream import as_documents
 from ance_fast.data.records import Document
 from ance_fast.data.token_build import KIND, build_store, build_table
 from ance_fast.data.token_shards import Recipe, read_shard, token_arrays
@@ -57,12 +60,19 @@ class IdColumn(Sequence[str]):
     def positions(self, ids: Sequence[str]) -> np.ndarray:
         """Row of each id, int64 [len(ids)], -1 where unknown.
 
-        One pass over the whole column whatever the number of ids: ask for many at once.
+        One pass over the whole column whatever the number of ids: ask for many at once. Needs memory for `ids` and 4
+        bytes a row of the column.
         """
-        wanted = pa.array(list(ids), pa.large_string())
-        rows = pc.fill_null(pc.index_in(wanted, value_set=self.arrow), -1)
-        found: np.ndarray = rows.to_numpy(zero_copy_only=False)
-        return found.astype(np.int64)
+        wanted = pc.dictionary_encode(pa.array(list(ids), pa.large_string()))
+        rows = np.full(len(wanted.dictionary), -1, dtype=np.int64)
+        start = 0
+        # The table that is searched holds the ids asked for, not the column, which may be far larger.
+        for found in pc.index_in(self.arrow, value_set=wanted.dictionary).chunks:
+            numbers = pc.fill_null(found, -1).to_numpy()
+            here = np.flatnonzero(numbers >= 0)
+            rows[numbers[here]] = start + here
+            start += len(found)
+        return rows[wanted.indices.to_numpy()]
 
 
 class TokenStore:
@@ -169,6 +179,40 @@ class TokenStore:
         return cls(batches, manifest, root)
 
     @classmethod
+    def append(
+        cls,
+        path: str | os.PathLike[str],
+        documents: Iterable[Document | tuple[str, str] | str],
+        tokenizer: Any,
+        *,
+        num_proc: int = 1,
+        show_progress: bool = False,
+    ) -> TokenStore:
+        """Add `documents` at the end of the store `path` and open it: the rows there were keep their numbers.
+
+        The result is the same, byte for byte, as that of `build` from all documents with the store's settings. Its full
+        shards stay the files they are; only new documents and those of a last shard that was not full are tokenised.
+        Old documents are read and compared by hash, so add many at once. The new store replaces the old one whole;
+        whoever has that open goes on reading it.
+
+        Raises `DataError` (an id that is in the store already or comes twice), `ArtifactError` (no store, one of
+        another tokenizer, or one without texts), `OSError`.
+        """
+        store = cls.open(path, tokenizer=tokenizer, verify=False)
+        # Texts without ids are numbered from the first free row, as `build` would have numbered them.
+        new = as_documents(documents, first=len(store))
+        return cls.build(
+            chain(store.documents(), new),
+            tokenizer,
+            path,
+            max_length=store.max_length,
+            prompt=store.prompt,
+            num_proc=num_proc,
+            shard_rows=int(store.manifest["shard_rows"]),
+            show_progress=show_progress,
+        )
+
+    @classmethod
     def from_texts(
         cls,
         texts: Sequence[str],
@@ -227,10 +271,17 @@ class TokenStore:
     def document(self, row: int) -> Document:
         """The document of a row. Raises `IndexError`, and `ArtifactError` if texts were not kept."""
         shard, local = self._locate(row)
-        batch = self._batches[shard]
+        self._require_texts()
+        return next(from_arrow([self._batches[shard].slice(local, 1)]))
+
+    def documents(self) -> Iterator[Document]:
+        """Every document, in row order. Raises `ArtifactError` if texts were not kept."""
+        self._require_texts()
+        return from_arrow(self._batches)
+
+    def _require_texts(self) -> None:
         if not self.manifest["keep_text"]:
             raise ArtifactError(f"{self.path}: built with keep_text=False, so it holds no texts; build it with texts")
-        return Document(*(batch.column(name)[local].as_py() for name in ("id", "text", "title")))
 
     @property
     def max_length(self) -> int:

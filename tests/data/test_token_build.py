@@ -276,7 +276,7 @@ def test_few_documents_are_in_memory_at_once(
 
     def counted(documents, *rest):
         nonlocal written
-        written += len(documents)
+        written += documents.rows
         return write(documents, *rest)
 
     monkeypatch.setattr(token_build, "_write", counted)
