@@ -1,4 +1,4 @@
-"""MS MARCO passage folders: `collection.tsv`, `queries.{split}.tsv`, `qrels.{split}.tsv` and triples, compressed or not.
+"""MS MARCO passage folders: `collection.tsv`, `queries.{split}.tsv`, `qrels.{split}.tsv`, triples; compressed or not.
 
 collection.tsv and queries: `id <tab> text`. qrels: four columns. The splits that come in a small version, such as
 `qrels.dev.small.tsv`, are found under their short name ("dev") where the large file is absent.

@@ -13,11 +13,12 @@ import logging
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -41,12 +42,20 @@ from ance_fast.data.token_shards import (
 )
 from ance_fast.data.tokenize import TextEncoder, text_encoder, token_dtype, tokenize, tokenizer_fingerprint
 from ance_fast.errors import ArtifactError, ConfigError, DataError
-from ance_fast.progress import progress_bar
+from ance_fast.progress import Advance, progress_bar
 
 logger = logging.getLogger(__name__)
 
 KIND = "token_store"
 _TABLE_ROWS = 65536
+
+
+@dataclass
+class Tokenised:
+    """What a build tokenised itself; shards that were there already do not count."""
+
+    rows: int = 0
+    tokens: int = 0
 
 
 def build_store(
@@ -61,8 +70,8 @@ def build_store(
     keep_text: bool,
     show_progress: bool,
     replace: bool = True,
-) -> Path:
-    """Build the store `path` as `TokenStore.build` describes and return its absolute path."""
+) -> tuple[Path, Tokenised]:
+    """Build the store `path` as `TokenStore.build` describes; returns its absolute path and what there was to do."""
     if num_proc < 1 or shard_rows < 1:
         raise ConfigError(f"num_proc and shard_rows must be at least 1, not {num_proc} and {shard_rows}")
     target = Path(os.path.abspath(path))
@@ -83,7 +92,7 @@ def build_store(
         if present is not None and shards.untouched == len(infos) == len(present["shards"]):
             shutil.rmtree(work)
             logger.info("%s: already holds this corpus, tokenised by these settings", target)
-            return target
+            return target, shards.tokenised
         if present is not None and not replace:
             shutil.rmtree(work)
             raise ArtifactError(f"{target}: holds another corpus, which is in use; choose another path")
@@ -94,7 +103,7 @@ def build_store(
         manifest = _manifest(infos, recipe, tokenizer, content.hexdigest())
         seal(work, KIND, {**manifest, "shard_rows": shard_rows})
         publish(work, target)
-    return target
+    return target, shards.tokenised
 
 
 def build_table(
@@ -120,11 +129,11 @@ def build_table(
 class _ShardWriter:
     """Gives each slice of documents its shard: left in the target, kept from an earlier try, or tokenised anew."""
 
-    def __init__(
-        self, encoder: TextEncoder, recipe: Recipe, work: Path, target: Path, advance: Callable[[int], None]
-    ) -> None:
+    def __init__(self, encoder: TextEncoder, recipe: Recipe, work: Path, target: Path, advance: Advance) -> None:
         self.encoder, self.recipe, self.work, self.target, self.advance = encoder, recipe, work, target, advance
         self.infos: list[ShardInfo | None] = []
+        self.tokenised = Tokenised()
+        self._started = time.monotonic()
         self._pending: dict[Future[ShardInfo], int] = {}
         self._in_target: list[str] = []
 
@@ -146,7 +155,7 @@ class _ShardWriter:
         if info is not None:
             self.advance(documents.rows)
         elif pool is None:
-            self.infos[number] = _write(documents, self.encoder, self.recipe, self.work / name, self.advance)
+            self.infos[number] = _write(documents, self.encoder, self.recipe, self.work / name, self._count)
         else:
             self._collect(limit - 1)
             self._pending[pool.submit(_write, documents, self.encoder, self.recipe, self.work / name)] = number
@@ -166,7 +175,13 @@ class _ShardWriter:
             for future in wait(self._pending, return_when=FIRST_COMPLETED).done:
                 info = future.result()
                 self.infos[self._pending.pop(future)] = info
-                self.advance(info.rows)
+                self._count(info.rows, info.tokens)
+
+    def _count(self, rows: int, tokens: int) -> None:
+        self.tokenised.rows += rows
+        self.tokenised.tokens += tokens
+        rate = self.tokenised.tokens / max(time.monotonic() - self._started, 1e-3)
+        self.advance(rows, f"{rate:,.0f} tokens/s")
 
 
 def _write(
@@ -174,7 +189,7 @@ def _write(
     encoder: TextEncoder,
     recipe: Recipe,
     path: Path,
-    advance: Callable[[int], None] | None = None,
+    advance: Callable[[int, int], None] | None = None,
 ) -> ShardInfo:
     texts = (recipe.prompt + document.full_text for document in from_arrow(documents.batches))
     tokens = tokenize(texts, encoder, recipe.dtype, advance)
@@ -261,11 +276,11 @@ def _set_up_worker() -> None:
 
 
 @contextmanager
-def _progress(corpus: Iterable[Any], show: bool) -> Iterator[Callable[[int], None]]:
+def _progress(corpus: Iterable[Any], show: bool) -> Iterator[Advance]:
     if not show:
-        yield lambda count: None
+        yield lambda count, note="": None
         return
     # Counting a corpus would read it once more, so its size is used only where it is known.
     total = corpus.counted if isinstance(corpus, Corpus) else len(corpus) if isinstance(corpus, Sequence) else None
-    with progress_bar("tokenising", total, "documents") as advance:
+    with progress_bar("tokenising", total, "passages") as advance:
         yield advance

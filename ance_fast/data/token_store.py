@@ -22,7 +22,7 @@ from ance_fast.artifacts import open_artifact
 from ance_fast.data.document_batches import from_arrow
 from ance_fast.data.document_stream import as_documents
 from ance_fast.data.records import Document
-from ance_fast.data.token_build import KIND, build_store, build_table
+from ance_fast.data.token_build import KIND, Tokenised, build_store, build_table
 from ance_fast.data.token_shards import Recipe, read_shard, token_arrays
 from ance_fast.data.tokenize import tokenizer_fingerprint
 from ance_fast.errors import ArtifactError
@@ -86,6 +86,8 @@ class TokenStore:
         self.path = path
         self._batches = batches
         self._starts = np.concatenate([[0], np.cumsum([batch.num_rows for batch in batches], dtype=np.int64)])
+        self.tokenised: Tokenised | None = None
+        """Rows and tokens that `build` or `append` tokenised to make this store; None where it was opened."""
         self.shards: list[tuple[np.ndarray, np.ndarray]] = []
         """(values uint16 or int32 [tokens], offsets int32 [rows + 1]) of each shard, as views over the mapping."""
         for batch in batches:
@@ -122,7 +124,7 @@ class TokenStore:
         Raises `DataError` (empty corpus, duplicate ids, what the corpus itself raises), `ConfigError` (settings),
         `ArtifactError` (`path` holds something else, or a store of another tokenizer, max_length or prompt), `OSError`.
         """
-        target = build_store(
+        target, tokenised = build_store(
             corpus,
             tokenizer,
             path,
@@ -134,7 +136,9 @@ class TokenStore:
             show_progress=show_progress,
             replace=replace,
         )
-        return cls.open(target, verify=False)
+        store = cls.open(target, verify=False)
+        store.tokenised = tokenised
+        return store
 
     @classmethod
     def open(

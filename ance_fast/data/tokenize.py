@@ -21,8 +21,8 @@ from ance_fast.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-# Texts given to the tokenizer at once, and characters at which fewer are: it cuts a text only after tokenising all of it,
-# at about 20 bytes a character.
+# Texts given to the tokenizer at once, and characters at which fewer are: a text is cut only after all of it was
+# tokenised, which takes many times its size.
 _BATCH = 1024
 _BATCH_CHARACTERS = 1 << 20
 _PROBES = ("", "a", "The quick brown fox, 42 jumps!", "  Ünïcödé\t東京 \U0001f600 ", "one two three " * 400)
@@ -117,9 +117,9 @@ def text_encoder(tokenizer: Any, max_length: int) -> TextEncoder:
 
 
 def tokenize(
-    texts: Iterable[str], encoder: TextEncoder, dtype: str, advance: Callable[[int], None] | None = None
+    texts: Iterable[str], encoder: TextEncoder, dtype: str, advance: Callable[[int, int], None] | None = None
 ) -> Tokens:
-    """Tokenise texts, read as they are needed; `advance(n)` is called as each n of them are done.
+    """Tokenise texts, read as they are needed; `advance(n, t)` is called whenever n more are done, with t tokens.
 
     Raises `ConfigError` if an id does not fit `dtype`.
     """
@@ -140,7 +140,7 @@ def tokenize(
             )
         pieces.append(piece.astype(dtype))
         if advance:
-            advance(len(batch))
+            advance(len(batch), len(piece))
     values = np.concatenate(pieces) if pieces else np.zeros(0, dtype=dtype)
     return Tokens(values, np.cumsum(np.array(lengths, dtype=np.int64)), truncated)
 

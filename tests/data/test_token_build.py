@@ -289,8 +289,9 @@ def test_progress_goes_to_standard_error(
     build(CORPUS, tokenizer, path, show_progress=True)
     out, err = capsys.readouterr()
     assert out == ""
-    assert "tokenising: 23 documents" in err
-    assert "documents/s" in err
+    assert "tokenising: 23 passages" in err
+    assert "passages/s" in err
+    assert "tokens/s" in err
 
 
 SCRIPT = """
@@ -348,5 +349,5 @@ def test_the_path_may_be_relative(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     settings = {"prompt": "", "num_proc": 1, "shard_rows": 9, "keep_text": True, "show_progress": False}
-    assert build_store(CORPUS, tokenizer, "sub/../x", max_length=8, **settings) == tmp_path / "x"
+    assert build_store(CORPUS, tokenizer, "sub/../x", max_length=8, **settings)[0] == tmp_path / "x"
     assert json.loads((tmp_path / "x" / "manifest.json").read_text())["rows"] == 23

@@ -67,9 +67,10 @@ def test_the_callers_tokenizer_may_pad_and_the_tokens_do_not_change(tokenizer: P
 
 def test_many_texts_are_done_in_batches_that_are_announced(tokenizer: PreTrainedTokenizerFast) -> None:
     texts = [f"the cat {number}" for number in range(2500)]
-    done: list[int] = []
-    tokens = tokenize(texts, text_encoder(tokenizer, 16), "uint16", done.append)
-    assert sum(done) == 2500
+    done: list[tuple[int, int]] = []
+    announce = lambda texts, tokens: done.append((texts, tokens))  # noqa: E731
+    tokens = tokenize(texts, text_encoder(tokenizer, 16), "uint16", announce)
+    assert np.sum(done, axis=0).tolist() == [2500, len(tokens.values)]
     assert len(done) > 1
     assert rows(tokens)[2400:] == by_hand(tokenizer, texts[2400:], 16)
 
