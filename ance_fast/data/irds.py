@@ -37,7 +37,7 @@ def read_irds(name: str, split: str | None = "") -> Dataset:
     place = Path(f"irds:{whole}")
     qrels = Qrels() if "qrels" in missing else qrels_from_judgements(place, lambda _: _judgements(source, place))
     queries = {} if "queries" in missing else collect_queries(place, _queries(source, place), qrels or None)
-    return Dataset(whole, corpus, queries, qrels, None if missing else split or "all")
+    return Dataset(whole, corpus, queries, qrels, None if missing else whole.rpartition("/")[2])
 
 
 def _load(name: str) -> Any:

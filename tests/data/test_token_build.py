@@ -344,6 +344,46 @@ def test_a_killed_build_leaves_nothing_that_passes_for_whole_and_goes_on(tmp_pat
     assert {name: after[name] for name in kept} == kept
 
 
+MEMORY_SCRIPT = """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from build import Small
+from ance_fast.data import TokenStore
+
+def megabytes(entry):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(entry)).split()[1]) / 1024
+
+def corpus(count):
+    for number in range(count):
+        yield f"document-{number:012d}", f"{number:08d}" * 256
+
+def build(name, count):
+    return TokenStore.build(corpus(count), Small(), f"{sys.argv[1]}/{name}", max_length=64, keep_text=False)
+
+if __name__ == "__main__":
+    build("warm", 10)
+    before = megabytes("VmRSS")
+    store = build("large", 60_000)
+    assert len(store.ids) == 60_000
+    print(megabytes("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
+def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
+    (tmp_path / "build.py").write_text(SCRIPT)
+    (tmp_path / "memory.py").write_text(MEMORY_SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+    command = [sys.executable, str(tmp_path / "memory.py"), str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    # 123 MB of text went through; a slice of the stream has 32 MiB of it.
+    assert float(result.stdout) < 150
+
+
 def test_the_path_may_be_relative(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ance_fast.data.document_batches import encode_rows, to_arrow
+from ance_fast.data.document_batches import to_arrow
 from ance_fast.data.records import Document
 from ance_fast.data.token_shards import (
     Recipe,
@@ -22,7 +22,7 @@ from ance_fast.data.token_shards import (
     write_shard,
 )
 from ance_fast.data.tokenize import Tokens
-from ance_fast.errors import ArtifactError, ConfigError, DataError
+from ance_fast.errors import ArtifactError, ConfigError
 
 RECIPE = Recipe("fingerprint", 8, "", "uint16", keep_text=True)
 DOCUMENTS = [Document("a", "one", "T"), Document("b", ""), Document("ü", "three 東京")]
@@ -121,17 +121,6 @@ def test_another_arrow_file_is_refused(tmp_path: Path) -> None:
         writer.write_table(table)
     with pytest.raises(ArtifactError, match="not a token shard of this store"):
         read_shard(tmp_path / "x", RECIPE)
-
-
-def test_rows_that_differ_in_where_a_field_ends_differ_in_their_bytes() -> None:
-    rows = [[Document("ab", "c", "d")], [Document("a", "bc", "d")], [Document("ab", "dc", "")], [Document("ab", "c")]]
-    assert len({encode_rows(one) for one in rows}) == 4
-    assert encode_rows(rows[0] + rows[1]) == encode_rows(rows[0]) + encode_rows(rows[1])
-
-
-def test_half_a_surrogate_pair_is_refused_by_id() -> None:
-    with pytest.raises(DataError, match="document 'd': half of a surrogate pair at character 2"):
-        encode_rows([Document("d", "ab\ud83d")])
 
 
 def test_more_tokens_than_offsets_can_address_are_refused() -> None:
