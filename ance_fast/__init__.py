@@ -6,7 +6,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ance_fast.data import Dataset, TokenStore, load_dataset, read_beir, read_jsonl, read_msmarco
+    from ance_fast.data import (
+        Dataset,
+        TokenStore,
+        load_corpus,
+        load_dataset,
+        read_beir,
+        read_datasets,
+        read_irds,
+        read_jsonl,
+        read_msmarco,
+        read_parquet,
+        read_tsv,
+    )
     from ance_fast.encoding import EmbeddingShards, encode_corpus
     from ance_fast.evaluation import evaluate, paired_significance
     from ance_fast.index import Bm25, Index, SearchResult
@@ -26,11 +38,16 @@ _HOMES = {
     "encode_corpus": "ance_fast.encoding",
     "evaluate": "ance_fast.evaluation",
     "info": "ance_fast.inspection",
+    "load_corpus": "ance_fast.data",
     "load_dataset": "ance_fast.data",
     "paired_significance": "ance_fast.evaluation",
     "read_beir": "ance_fast.data",
+    "read_datasets": "ance_fast.data",
+    "read_irds": "ance_fast.data",
     "read_jsonl": "ance_fast.data",
     "read_msmarco": "ance_fast.data",
+    "read_parquet": "ance_fast.data",
+    "read_tsv": "ance_fast.data",
 }
 
 __all__ = [
@@ -44,11 +61,16 @@ __all__ = [
     "encode_corpus",
     "evaluate",
     "info",
+    "load_corpus",
     "load_dataset",
     "paired_significance",
     "read_beir",
+    "read_datasets",
+    "read_irds",
     "read_jsonl",
     "read_msmarco",
+    "read_parquet",
+    "read_tsv",
 ]
 
 

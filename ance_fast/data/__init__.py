@@ -1,16 +1,20 @@
 """Readers of retrieval data sets, and the token store they are tokenised into once.
 
-A new format is one file with a reader that returns a `Dataset`, and one line in `sources.READERS`.
+A new format is one file with a reader that returns a `Dataset`, and one entry in `sources.FORMS`.
 """
 
 from __future__ import annotations
 
 from ance_fast.data.beir import read_beir
 from ance_fast.data.dataset import Corpus, Dataset
+from ance_fast.data.hf_datasets import read_datasets
+from ance_fast.data.irds import read_irds
 from ance_fast.data.msmarco import read_msmarco, read_text_triples, read_triples
+from ance_fast.data.parquet import read_parquet
 from ance_fast.data.qrels import Qrels, drop_unknown
 from ance_fast.data.records import Document, IdTriple, Query, TextTriple
 from ance_fast.data.sources import load_corpus, load_dataset
+from ance_fast.data.text_corpora import read_corpus_jsonl, read_text, read_tsv
 from ance_fast.data.token_store import TokenStore
 from ance_fast.data.tokenize import tokenizer_fingerprint
 from ance_fast.data.training_jsonl import read_jsonl
@@ -30,12 +34,18 @@ __all__ = [
     "load_corpus",
     "load_dataset",
     "read_beir",
+    "read_corpus_jsonl",
+    "read_datasets",
+    "read_irds",
     "read_jsonl",
     "read_msmarco",
+    "read_parquet",
     "read_qrels",
     "read_run",
+    "read_text",
     "read_text_triples",
     "read_triples",
+    "read_tsv",
     "tokenizer_fingerprint",
     "write_run",
 ]

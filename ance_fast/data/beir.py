@@ -1,4 +1,4 @@
-"""BEIR folders: `corpus.jsonl`, `queries.jsonl`, `qrels/{split}.tsv`, each plain or `.gz`.
+"""BEIR folders: `corpus.jsonl`, `queries.jsonl`, `qrels/{split}.tsv`, each plain, `.gz` or `.zst`.
 
 corpus.jsonl: {"_id": "d1", "title": "optional", "text": "..."} a line; queries.jsonl: {"_id": "q1", "text": "..."};
 qrels: `query-id <tab> corpus-id <tab> score`, with or without that header. Other keys are ignored.
@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ance_fast.data.dataset import Corpus, Dataset, collect_queries
+from ance_fast.data.document_fields import Fields, id_field, make_document, text_field
+from ance_fast.data.input_files import find_file, has_file
 from ance_fast.data.qrels import Qrels, read_qrels
 from ance_fast.data.records import Document, Query
-from ance_fast.data.text_lines import find_file, has_file, read_json_lines
+from ance_fast.data.text_lines import read_json_lines
 from ance_fast.errors import DataError
+
+_FIELDS = Fields("_id", "text", "title")
 
 
 def read_beir(path: str | Path, split: str | None = "test") -> Dataset:
@@ -42,29 +45,10 @@ def read_beir(path: str | Path, split: str | None = "test") -> Dataset:
 def _documents(path: Path) -> Iterator[tuple[int, Document]]:
     for line, value in read_json_lines(path):
         where = f"{path}:{line}"
-        title = "" if value.get("title") is None else _text(value, "title", where)
-        yield line, Document(_id(value, where), _text(value, "text", where), title)
+        yield line, make_document(value, _FIELDS, where)
 
 
 def _queries(path: Path) -> Iterator[tuple[int, Query]]:
     for line, value in read_json_lines(path):
         where = f"{path}:{line}"
-        yield line, Query(_id(value, where), _text(value, "text", where))
-
-
-def _id(value: dict[str, Any], where: str) -> str:
-    found = value.get("_id")
-    if isinstance(found, int) and not isinstance(found, bool):
-        return str(found)
-    if not isinstance(found, str) or not found:
-        problem = "no `_id`" if "_id" not in value else f"`_id` must be a string that is not empty, not {found!r}"
-        raise DataError(f"{where}: {problem}")
-    return found
-
-
-def _text(value: dict[str, Any], key: str, where: str) -> str:
-    found = value.get(key)
-    if not isinstance(found, str):
-        problem = f"no `{key}`" if key not in value else f"`{key}` must be a string, not {type(found).__name__}"
-        raise DataError(f"{where}: {problem}")
-    return found
+        yield line, Query(id_field(value, "_id", where), text_field(value, "text", where))

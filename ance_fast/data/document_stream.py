@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import NamedTuple, Protocol
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ance_fast.data.dataset import Corpus
+from ance_fast.data.document_batches import encode_rows, to_arrow
+from ance_fast.data.duplicate_ids import UniqueIds
 from ance_fast.data.records import Document
 from ance_fast.errors import DataError
 
+SLICE_CHARACTERS = 1 << 25
+"""Characters at which a slice ends early: 65,536 passages have fewer, as many web pages or books have far more."""
+
 _CHUNK = 1024
-_FIRST_CHECK = 1 << 16
 
 
-def _as_documents(corpus: Iterable[Document | tuple[str, str] | str]) -> Iterator[Document]:
-    for number, item in enumerate(corpus):
+class Hash(Protocol):
+    """What `hashlib` makes."""
+
+    def update(self, data: bytes, /) -> None:
+        """Take in more."""
+
+
+def as_documents(corpus: Iterable[Document | tuple[str, str] | str], first: int = 0) -> Iterator[Document]:
+    """Documents of `corpus`; a text alone gets its number as its id, counted from `first`. Raises `DataError`."""
+    for number, item in enumerate(corpus, first):
         if isinstance(item, Document):
             yield item
         elif isinstance(item, str):
@@ -33,51 +46,60 @@ def unique_documents(corpus: Iterable[Document | tuple[str, str] | str]) -> Iter
     if isinstance(corpus, Corpus):  # checks itself, and knows the lines
         yield from corpus
         return
-    ids = _Ids()
-    for document in _as_documents(corpus):
+    ids = UniqueIds()
+    for document in as_documents(corpus):
         ids.add(document.id)
         yield document
     ids.refuse_duplicates()
 
 
-class _Ids:
-    """Ids seen so far, in Arrow memory: a tenth of what a set of strings would take."""
+class DocumentSlice(NamedTuple):
+    """Consecutive documents of a corpus, and a hash of their content."""
 
-    def __init__(self) -> None:
-        self._recent: list[str] = []
-        self._chunks: list[pa.Array] = []
-        self._check_at = _FIRST_CHECK
-        self._count = 0
+    batches: list[pa.RecordBatch]
+    content: str
 
-    def add(self, identifier: str) -> None:
-        """Remember an id; whenever their number has doubled, look for duplicates."""
-        self._recent.append(identifier)
-        self._count += 1
-        if len(self._recent) == _CHUNK:
-            self._flush()
-        if self._count >= self._check_at:
-            self.refuse_duplicates()
-            self._check_at *= 2
+    @property
+    def rows(self) -> int:
+        """Number of documents."""
+        return sum(batch.num_rows for batch in self.batches)
 
-    def refuse_duplicates(self) -> None:
-        """Raise `DataError` naming an id that came twice."""
-        self._flush()
-        ids = pa.chunked_array(self._chunks, pa.large_string())
-        if pc.count_distinct(ids).as_py() == len(ids):
+
+def document_slices(
+    documents: Iterator[Document], rows: int, characters: int = SLICE_CHARACTERS, content: Hash | None = None
+) -> Iterator[DocumentSlice]:
+    """Consecutive slices of `rows` documents; the last may be shorter, as may one that reaches `characters`.
+
+    Where a slice ends depends on the documents before its end alone, so a corpus that grows keeps its whole slices.
+    `content` is updated with every document.
+    """
+    while True:
+        digest = hashlib.blake2b(digest_size=16)
+        batches: list[pa.RecordBatch] = []
+        missing, room = rows, characters
+        while missing and room > 0 and (chunk := _chunk(documents, min(missing, _CHUNK), room)):
+            encoded = encode_rows(chunk)
+            digest.update(encoded)
+            if content is not None:
+                content.update(encoded)
+            batches.append(to_arrow(chunk))
+            missing -= len(chunk)
+            room -= _characters(chunk)
+        if not batches:
             return
-        for entry in pc.value_counts(ids):
-            if entry["counts"].as_py() > 1:
-                raise DataError(f"document id {entry['values'].as_py()!r} comes twice; ids must be unique")
-
-    def _flush(self) -> None:
-        try:
-            self._chunks.append(pa.array(self._recent, pa.large_string()))
-        except UnicodeEncodeError as error:
-            raise DataError(f"document id {error.object!r}: half of a surrogate pair is no character") from error
-        self._recent = []
+        yield DocumentSlice(batches, digest.hexdigest())
 
 
-def document_slices(documents: Iterator[Document], size: int) -> Iterator[list[Document]]:
-    """Consecutive lists of `size` documents; the last may be shorter."""
-    while slice_ := list(islice(documents, size)):
-        yield slice_
+def _chunk(documents: Iterator[Document], rows: int, room: int) -> list[Document]:
+    """The next documents: `rows`, or fewer if their texts fill `room` characters."""
+    chunk: list[Document] = []
+    for document in islice(documents, rows):
+        chunk.append(document)
+        room -= _characters([document])
+        if room <= 0:
+            break
+    return chunk
+
+
+def _characters(documents: list[Document]) -> int:
+    return sum(len(document.title) + len(document.text) for document in documents)

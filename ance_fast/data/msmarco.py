@@ -1,4 +1,4 @@
-"""MS MARCO passage folders: `collection.tsv`, `queries.{split}.tsv`, `qrels.{split}.tsv` and triples, plain or `.gz`.
+"""MS MARCO passage folders: `collection.tsv`, `queries.{split}.tsv`, `qrels.{split}.tsv`, triples; compressed or not.
 
 collection.tsv and queries: `id <tab> text`. qrels: four columns. The splits that come in a small version, such as
 `qrels.dev.small.tsv`, are found under their short name ("dev") where the large file is absent.
@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ance_fast.data.dataset import Corpus, Dataset, collect_queries
+from ance_fast.data.input_files import COMPRESSED, find_file, has_file
 from ance_fast.data.qrels import Qrels, read_qrels
 from ance_fast.data.records import Document, IdTriple, Query, TextTriple
-from ance_fast.data.text_lines import find_file, has_file, read_columns
+from ance_fast.data.text_lines import read_columns
 from ance_fast.errors import DataError
 
 
@@ -35,13 +36,14 @@ def read_msmarco(
     if not has_file(folder, *judged):
         splits = sorted(file.name.split(".tsv")[0].removeprefix("qrels.") for file in folder.glob("qrels.*.tsv*"))
         raise DataError(
-            f"{folder}: no split {split!r} (looked for {' and '.join(judged)}, plain or .gz); "
+            f"{folder}: no split {split!r} (looked for {' and '.join(judged)}, plain, .gz or .zst); "
             f"available: {', '.join(splits) or 'none'}"
         )
     qrels = read_qrels(find_file(folder, *judged))
     file = find_file(folder, f"queries.{split}.tsv", f"queries.{split}.small.tsv")
     queries = collect_queries(file, _queries(file), qrels)
-    files = sorted(folder.glob(f"qidpidtriples.{split}*.tsv")) or sorted(folder.glob(f"qidpidtriples.{split}*.tsv.gz"))
+    forms = (sorted(folder.glob(f"qidpidtriples.{split}*.tsv{suffix}")) for suffix in ("", *COMPRESSED))
+    files = next((files for files in forms if files), [])
     negatives = _negatives(files, queries, max_negatives) if triples and files else None
     return Dataset(folder.name, corpus, queries, qrels, split, negatives)
 

@@ -1,61 +1,144 @@
-"""Data sets by name: `beir:DIR`, `msmarco:DIR`, `jsonl:FILE`, or a path whose format is recognised.
+"""Data sets by name: `beir:DIR`, `parquet:FILE?text=body`, `-` for a pipe, or a path whose format is recognised.
 
-A new format is one reader and one line in `READERS`.
+A new format is one reader and one entry in `FORMS`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote
 
 from ance_fast.data.beir import read_beir
 from ance_fast.data.dataset import Corpus, Dataset
+from ance_fast.data.hf_datasets import read_datasets
+from ance_fast.data.input_files import STDIN, has_file, is_pipe, list_files, plain_name
+from ance_fast.data.irds import read_irds
 from ance_fast.data.msmarco import read_msmarco
-from ance_fast.data.text_lines import has_file
-from ance_fast.data.training_jsonl import read_jsonl
+from ance_fast.data.parquet import read_parquet
+from ance_fast.data.text_corpora import read_corpus_jsonl, read_pipe, read_text, read_tsv
+from ance_fast.data.training_jsonl import is_training_jsonl, read_jsonl
 from ance_fast.errors import DataError
 
-READERS: dict[str, tuple[Callable[[str, str | None], Dataset], str]] = {
-    "beir": (read_beir, "test"),
-    "msmarco": (read_msmarco, "dev"),
-    "jsonl": (read_jsonl, "train"),
-}
-"""Name -> (reader of (path, split), the split read when none is given)."""
+Options = dict[str, str]
 
-_FORMS = "beir:DIR (corpus.jsonl, queries.jsonl, qrels/), msmarco:DIR (collection.tsv, queries.*.tsv), jsonl:FILE"
+
+class Form(NamedTuple):
+    """How a kind of data set is read."""
+
+    usage: str
+    read: Callable[[str, str | None, Options], Dataset]  # (path, split or None for the corpus alone, options)
+    split: str | None = None  # the split read when none is given; None: it has no splits
+    options: tuple[str, ...] = ()  # what may stand after "?"
+
+
+_FIELDS = ("id", "text", "title")
+
+
+def _read_jsonl(path: str, split: str | None, options: Options) -> Dataset:
+    if not options and not is_pipe(Path(path)) and Path(path).is_file() and is_training_jsonl(path):
+        return read_jsonl(path, split)
+    return read_corpus_jsonl(path, **options)
+
+
+def _read_datasets(path: str, split: str | None, options: Options) -> Dataset:
+    name, colon, part = path.rpartition(":")
+    return read_datasets(name if colon else path, part if colon else None, **options)
+
+
+FORMS: dict[str, Form] = {
+    "beir": Form("beir:DIR (corpus.jsonl, queries.jsonl, qrels/)", lambda p, split, _: read_beir(p, split), "test"),
+    "msmarco": Form("msmarco:DIR (collection.tsv, queries.*.tsv)", lambda p, split, _: read_msmarco(p, split), "dev"),
+    "irds": Form("irds:NAME", lambda path, split, _: read_irds(path, split), ""),
+    "jsonl": Form("jsonl:FILE", _read_jsonl, "train", _FIELDS),
+    "tsv": Form("tsv:FILE", lambda path, split, _: read_tsv(path)),
+    "text": Form("text:FILE", lambda path, split, _: read_text(path)),
+    "parquet": Form("parquet:FILE|DIR", lambda path, split, options: read_parquet(path, **options), options=_FIELDS),
+    "datasets": Form("datasets:NAME[/CONFIG][:SPLIT]", _read_datasets, options=(*_FIELDS, "config")),
+    "pipe": Form("- (a pipe)", lambda path, split, options: read_pipe(path, **options), options=_FIELDS),
+}
+"""Name before the colon -> how what stands after it is read."""
+
+_USAGE = ", ".join(form.usage for form in FORMS.values())
+_ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".tsv": "tsv", ".txt": "text", ".parquet": "parquet"}
+_OPTIONS = re.compile(r"\?(\w+=[^?]*)$")
 
 
 def load_dataset(spec: str | Path, split: str | None = None) -> Dataset:
     """Read the data set `spec`; `split` defaults to the format's own ("test" for beir, "dev" for msmarco, "train").
 
-    Raises `DataError`: a form that is not known or recognised (the message lists them), and what the reader raises.
+    Forms without queries and judgements (a pipe, `tsv:`, `parquet:`, ...) give a data set of the corpus alone.
+    Raises `DataError`: a form that is not known or recognised (the message lists them), a split asked of a form that
+    has none, and what the reader raises.
     """
-    name, path = _resolve(spec)
-    reader, default = READERS[name]
-    return reader(path, split or default)
+    name, path, options = _resolve(spec)
+    dataset = FORMS[name].read(path, FORMS[name].split if split is None else split, options)
+    if split is not None and dataset.split is None:
+        raise DataError(f"{spec}: holds passages alone, no queries and judgements of a split {split!r}")
+    return dataset
 
 
 def load_corpus(spec: str | Path) -> Corpus:
     """The corpus of the data set `spec`, without reading judgements: for encoding. Raises `DataError`."""
-    name, path = _resolve(spec)
-    return READERS[name][0](path, None).corpus
+    name, path, options = _resolve(spec)
+    return FORMS[name].read(path, None, options).corpus
 
 
-def _resolve(spec: str | Path) -> tuple[str, str]:
-    text = str(spec)
+def _resolve(spec: str | Path) -> tuple[str, str, Options]:
+    text, options = _split_options(str(spec))
     name, colon, path = text.partition(":")
-    if colon and name in READERS:
-        if not path:
-            raise DataError(f"{text!r}: nothing after the colon; the forms are {_FORMS}")
-        return name, path
-    found = Path(text)
-    if found.is_dir():
-        if has_file(found, "corpus.jsonl"):
-            return "beir", text
-        if has_file(found, "collection.tsv"):
-            return "msmarco", text
-        raise DataError(f"{text}: neither corpus.jsonl nor collection.tsv (.gz) in this folder; the forms are {_FORMS}")
-    if text.endswith((".jsonl", ".jsonl.gz")):
-        return "jsonl", text
-    problem = "not a known data set file" if found.exists() else "no such file, folder or format"
-    raise DataError(f"{text}: {problem}; the forms are {_FORMS}")
+    if not (colon and name in FORMS):
+        name, path = _recognise(text), text
+    elif not path:
+        raise DataError(f"{text!r}: nothing after the colon; the forms are {_USAGE}")
+    if path == "-":
+        path = str(STDIN)
+    unknown = [option for option in options if option not in FORMS[name].options]
+    if unknown:
+        allowed = ", ".join(FORMS[name].options) or "none"
+        raise DataError(f"{spec}: {name} has no option {unknown[0]!r}; options: {allowed}")
+    return name, path, options
+
+
+def _split_options(text: str) -> tuple[str, Options]:
+    """Cut `?id=a&text=b` off. A pattern's own `?` is left alone: no name and `=` follow it."""
+    match = _OPTIONS.search(text)
+    if match is None or Path(text).exists():
+        return text, {}
+    pairs = (part.partition("=") for part in match[1].split("&"))
+    return text[: match.start()], {name: unquote(value) for name, _, value in pairs}
+
+
+def _recognise(text: str) -> str:
+    """The form of a plain path."""
+    path = Path(text)
+    if text == "-" or is_pipe(path):
+        return "pipe"
+    if path.is_dir():
+        return _recognise_folder(path)
+    form = _ENDINGS.get(Path(plain_name(text)).suffix)
+    if form is not None:
+        return form
+    problem = "not a known data set file" if path.exists() else "no such file, folder or format"
+    raise DataError(f"{text}: {problem}; the forms are {_USAGE}")
+
+
+def _recognise_folder(path: Path) -> str:
+    if has_file(path, "corpus.jsonl"):
+        return "beir"
+    if has_file(path, "collection.tsv"):
+        return "msmarco"
+    if has_file(path, "dataset_info.json", "dataset_dict.json"):
+        return "datasets"
+    for ending in (".parquet", ".jsonl"):
+        try:
+            list_files(path, ending)
+        except DataError:
+            continue
+        return _ENDINGS[ending]
+    raise DataError(
+        f"{path}: neither corpus.jsonl nor collection.tsv (.gz, .zst) nor other data in this folder; "
+        f"the forms are {_USAGE}"
+    )

@@ -1,35 +1,35 @@
-"""Text files, plain or gzip, as numbered lines of strict UTF-8.
+"""Text files, plain or compressed, and pipes, as numbered lines of strict UTF-8.
 
-Every reader goes through `read_lines`, so every message about malformed input can start with `file:line:`.
+Every reader goes through `read_lines`, so every message about malformed input can start with `file:line:`. What lines
+hold is parsed from the lines, not from the file, so that a pipe's first line can be looked at before the rest is read.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
 import logging
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
+from ance_fast.data.input_files import damage, open_bytes
 from ance_fast.errors import DataError
 
 _BOM = b"\xef\xbb\xbf"
 
 
 def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, line without its line end) of a text file; a name ending in `.gz` is decompressed.
+    """Yield (line number from 1, line without its line end) of a text file as `open_bytes` opens it.
 
     A byte order mark at the start is dropped and `\\r\\n` ends a line like `\\n`.
 
-    Raises `DataError` if the file is missing, is not UTF-8 (naming the byte and its column), or is a gzip file that is
-    cut short or damaged.
+    Raises `DataError` if the file is missing, is not UTF-8 or holds a NUL byte (naming the byte and its column), or is
+    compressed and cut short or damaged.
     """
     path = Path(path)
     number = 0
     try:
-        with _open_bytes(path) as file:
+        with open_bytes(path) as file:
             for number, raw in enumerate(file, 1):
                 if number == 1:
                     raw = raw.removeprefix(_BOM)
@@ -38,13 +38,21 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
         raise DataError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise DataError(f"{path}: is a folder, a file was expected") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}:{number + 1}: damaged or cut-off gzip file ({error}); fetch it again") from error
+    except Exception as error:
+        problem = damage(error)
+        if problem is None:
+            raise
+        raise DataError(f"{path}:{number + 1}: {problem}; fetch it again") from error
 
 
 def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number, object) of a JSON Lines file; blank lines are skipped. Raises as `read_lines`."""
-    for number, line in read_lines(path):
+    return parse_json(read_lines(path), path)
+
+
+def parse_json(lines: Iterator[tuple[int, str]], path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, object) of lines of `path`, each a JSON object; blank lines are skipped."""
+    for number, line in lines:
         if not line or line.isspace():
             continue
         try:
@@ -72,46 +80,26 @@ def read_columns(path: str | Path, columns: int) -> Iterator[tuple[int, list[str
         yield number, fields
 
 
-def find_file(folder: str | Path, *names: str) -> Path:
-    """Return the first of `names` that lies in `folder`, plain or with `.gz`.
-
-    Raises `DataError` that lists what was looked for.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder")
-    candidates = [folder / (name + suffix) for name in names for suffix in ("", ".gz")]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise DataError(f"{folder}: none of {', '.join(candidate.name for candidate in candidates)} found there")
-
-
-def has_file(folder: str | Path, *names: str) -> bool:
-    """Whether `find_file` would succeed."""
-    return any((Path(folder) / (name + suffix)).is_file() for name in names for suffix in ("", ".gz"))
-
-
 def warn_counted(logger: logging.Logger, count: int, what: str, first: str) -> None:
     """Log one warning for `count` occurrences of `what`, the first of which is at `first`; nothing for a count of 0."""
     if count:
         logger.warning("%d %s (first: %s)", count, what, first)
 
 
-def _open_bytes(path: Path) -> BinaryIO:
-    if path.name.endswith(".gz"):
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    return open(path, "rb")
-
-
 def _decode(raw: bytes, path: Path, number: int) -> str:
     try:
-        return raw.decode("utf-8")
+        line = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}:{number}: not UTF-8 (byte 0x{raw[error.start]:02X} at column {error.start + 1}); "
             "convert the file, e.g. with iconv"
         ) from error
+    if "\0" in line:
+        raise DataError(
+            f"{path}:{number}: NUL byte at column {raw.index(0) + 1}: not a text file in UTF-8 (UTF-16, perhaps); "
+            "convert the file, e.g. with iconv"
+        )
+    return line
 
 
 def _refuse_surrogates(value: Any, path: str | Path, number: int) -> None:

@@ -13,11 +13,12 @@ import logging
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,13 +28,13 @@ import pyarrow as pa
 
 from ance_fast.artifacts import open_artifact, publish, refuse_foreign, seal
 from ance_fast.data.dataset import Corpus
-from ance_fast.data.document_stream import document_slices, unique_documents
+from ance_fast.data.document_batches import from_arrow
+from ance_fast.data.document_stream import DocumentSlice, document_slices, unique_documents
 from ance_fast.data.records import Document
 from ance_fast.data.token_shards import (
     Recipe,
     ShardInfo,
     adopt_shard,
-    encode_rows,
     make_batch,
     matching_shard,
     shard_name,
@@ -41,12 +42,20 @@ from ance_fast.data.token_shards import (
 )
 from ance_fast.data.tokenize import TextEncoder, text_encoder, token_dtype, tokenize, tokenizer_fingerprint
 from ance_fast.errors import ArtifactError, ConfigError, DataError
-from ance_fast.progress import progress_bar
+from ance_fast.progress import Advance, progress_bar
 
 logger = logging.getLogger(__name__)
 
 KIND = "token_store"
 _TABLE_ROWS = 65536
+
+
+@dataclass
+class Tokenised:
+    """What a build tokenised itself; shards that were there already do not count."""
+
+    rows: int = 0
+    tokens: int = 0
 
 
 def build_store(
@@ -61,8 +70,8 @@ def build_store(
     keep_text: bool,
     show_progress: bool,
     replace: bool = True,
-) -> Path:
-    """Build the store `path` as `TokenStore.build` describes and return its absolute path."""
+) -> tuple[Path, Tokenised]:
+    """Build the store `path` as `TokenStore.build` describes; returns its absolute path and what there was to do."""
     if num_proc < 1 or shard_rows < 1:
         raise ConfigError(f"num_proc and shard_rows must be at least 1, not {num_proc} and {shard_rows}")
     target = Path(os.path.abspath(path))
@@ -74,15 +83,16 @@ def build_store(
         shards = _ShardWriter(encoder, recipe, work, target, advance)
         content = hashlib.blake2b(digest_size=16)
         with _pool(num_proc, work) as pool:
-            for documents in document_slices(unique_documents(corpus), shard_rows):
-                shards.add(documents, content, pool, num_proc)
+            for documents in document_slices(unique_documents(corpus), shard_rows, content=content):
+                shards.add(documents, pool, num_proc)
+                del documents  # before the next slice is gathered
             infos = shards.finish()
         if not infos:
             raise DataError(f"{getattr(corpus, 'path', 'corpus')}: the corpus is empty; a token store needs a document")
         if present is not None and shards.untouched == len(infos) == len(present["shards"]):
             shutil.rmtree(work)
             logger.info("%s: already holds this corpus, tokenised by these settings", target)
-            return target
+            return target, shards.tokenised
         if present is not None and not replace:
             shutil.rmtree(work)
             raise ArtifactError(f"{target}: holds another corpus, which is in use; choose another path")
@@ -93,7 +103,7 @@ def build_store(
         manifest = _manifest(infos, recipe, tokenizer, content.hexdigest())
         seal(work, KIND, {**manifest, "shard_rows": shard_rows})
         publish(work, target)
-    return target
+    return target, shards.tokenised
 
 
 def build_table(
@@ -107,23 +117,23 @@ def build_table(
     pairs: Iterable[tuple[str, str] | str] = texts if ids is None else zip(ids, texts, strict=True)
     content = hashlib.blake2b(digest_size=16)
     batches, infos = [], []
-    for documents in document_slices(unique_documents(pairs), _TABLE_ROWS):
-        content.update(encode_rows(documents))
+    for documents in document_slices(unique_documents(pairs), _TABLE_ROWS, content=content):
         # The text is taken as given: joining it with a title, as documents need, would strip its white space.
-        tokens = tokenize([prompt + document.text for document in documents], encoder, recipe.dtype)
-        batches.append(make_batch(documents, tokens, recipe))
-        infos.append(ShardInfo(recipe, "", "", len(documents), len(tokens.values), tokens.truncated))
+        given = (prompt + document.text for document in from_arrow(documents.batches))
+        tokens = tokenize(given, encoder, recipe.dtype)
+        batches.append(make_batch(pa.concat_batches(documents.batches), tokens, recipe))
+        infos.append(ShardInfo(recipe, "", "", documents.rows, len(tokens.values), tokens.truncated))
     return batches, _manifest(infos, recipe, tokenizer, content.hexdigest())
 
 
 class _ShardWriter:
     """Gives each slice of documents its shard: left in the target, kept from an earlier try, or tokenised anew."""
 
-    def __init__(
-        self, encoder: TextEncoder, recipe: Recipe, work: Path, target: Path, advance: Callable[[int], None]
-    ) -> None:
+    def __init__(self, encoder: TextEncoder, recipe: Recipe, work: Path, target: Path, advance: Advance) -> None:
         self.encoder, self.recipe, self.work, self.target, self.advance = encoder, recipe, work, target, advance
         self.infos: list[ShardInfo | None] = []
+        self.tokenised = Tokenised()
+        self._started = time.monotonic()
         self._pending: dict[Future[ShardInfo], int] = {}
         self._in_target: list[str] = []
 
@@ -132,29 +142,23 @@ class _ShardWriter:
         """Shards that lie in the target as they should."""
         return len(self._in_target)
 
-    def add(
-        self, documents: list[Document], content: hashlib.blake2b, pool: ProcessPoolExecutor | None, limit: int
-    ) -> None:
+    def add(self, documents: DocumentSlice, pool: ProcessPoolExecutor | None, limit: int) -> None:
         """Account for the next shard; returns when fewer than `limit` shards are being worked on."""
         number = len(self.infos)
         name = shard_name(number)
-        rows = encode_rows(documents)
-        content.update(rows)
-        digest = hashlib.blake2b(rows, digest_size=16).hexdigest()
-        del rows
-        info = matching_shard(self.target / name, self.recipe, digest)
+        info = matching_shard(self.target / name, self.recipe, documents.content)
         if info is not None:
             self._in_target.append(name)
         else:
-            info = matching_shard(self.work / name, self.recipe, digest)
+            info = matching_shard(self.work / name, self.recipe, documents.content)
         self.infos.append(info)
         if info is not None:
-            self.advance(len(documents))
+            self.advance(documents.rows)
         elif pool is None:
-            self.infos[number] = _write(documents, self.encoder, self.recipe, self.work / name, digest, self.advance)
+            self.infos[number] = _write(documents, self.encoder, self.recipe, self.work / name, self._count)
         else:
             self._collect(limit - 1)
-            self._pending[pool.submit(_write, documents, self.encoder, self.recipe, self.work / name, digest)] = number
+            self._pending[pool.submit(_write, documents, self.encoder, self.recipe, self.work / name)] = number
 
     def finish(self) -> list[ShardInfo]:
         """Wait for every shard and return their records in order."""
@@ -171,19 +175,25 @@ class _ShardWriter:
             for future in wait(self._pending, return_when=FIRST_COMPLETED).done:
                 info = future.result()
                 self.infos[self._pending.pop(future)] = info
-                self.advance(info.rows)
+                self._count(info.rows, info.tokens)
+
+    def _count(self, rows: int, tokens: int) -> None:
+        self.tokenised.rows += rows
+        self.tokenised.tokens += tokens
+        rate = self.tokenised.tokens / max(time.monotonic() - self._started, 1e-3)
+        self.advance(rows, f"{rate:,.0f} tokens/s")
 
 
 def _write(
-    documents: list[Document],
+    documents: DocumentSlice,
     encoder: TextEncoder,
     recipe: Recipe,
     path: Path,
-    digest: str,
-    advance: Callable[[int], None] | None = None,
+    advance: Callable[[int, int], None] | None = None,
 ) -> ShardInfo:
-    texts = [recipe.prompt + document.full_text for document in documents]
-    return write_shard(path, documents, tokenize(texts, encoder, recipe.dtype, advance), recipe, digest)
+    texts = (recipe.prompt + document.full_text for document in from_arrow(documents.batches))
+    tokens = tokenize(texts, encoder, recipe.dtype, advance)
+    return write_shard(path, pa.concat_batches(documents.batches), tokens, recipe, documents.content)
 
 
 def _manifest(infos: list[ShardInfo], recipe: Recipe, tokenizer: Any, content: str) -> dict[str, Any]:
@@ -266,11 +276,11 @@ def _set_up_worker() -> None:
 
 
 @contextmanager
-def _progress(corpus: Iterable[Any], show: bool) -> Iterator[Callable[[int], None]]:
+def _progress(corpus: Iterable[Any], show: bool) -> Iterator[Advance]:
     if not show:
-        yield lambda count: None
+        yield lambda count, note="": None
         return
     # Counting a corpus would read it once more, so its size is used only where it is known.
     total = corpus.counted if isinstance(corpus, Corpus) else len(corpus) if isinstance(corpus, Sequence) else None
-    with progress_bar("tokenising", total, "documents") as advance:
+    with progress_bar("tokenising", total, "passages") as advance:
         yield advance

@@ -20,9 +20,8 @@ import numpy as np
 import pyarrow as pa
 
 from ance_fast.artifacts import atomic_file
-from ance_fast.data.records import Document
 from ance_fast.data.tokenize import Tokens
-from ance_fast.errors import ArtifactError, ConfigError, DataError
+from ance_fast.errors import ArtifactError, ConfigError
 
 _METADATA = b"ance_fast.token_shard"
 _MAX_OFFSET = np.iinfo(np.int32).max
@@ -63,44 +62,25 @@ def shard_name(number: int) -> str:
     return f"tokens-{number:05d}.arrow"
 
 
-def encode_rows(documents: list[Document]) -> bytes:
-    """The bytes that stand for documents when content is hashed: lengths, then id, title and text in UTF-8.
-
-    Raises `DataError` for text that UTF-8 cannot hold.
-    """
-    parts: list[bytes] = []
-    for document in documents:
-        try:
-            fields = [part.encode("utf-8") for part in (document.id, document.title, document.text)]
-        except UnicodeEncodeError as error:
-            raise DataError(f"document {document.id!r}: half of a surrogate pair at character {error.start}") from error
-        parts.append(b"%d %d %d\n" % (len(fields[0]), len(fields[1]), len(fields[2])))
-        parts += fields
-    return b"".join(parts)
-
-
-def make_batch(documents: list[Document], tokens: Tokens, recipe: Recipe) -> pa.RecordBatch:
-    """Documents and their tokens as a record batch of `recipe.schema()`.
+def make_batch(documents: pa.RecordBatch, tokens: Tokens, recipe: Recipe) -> pa.RecordBatch:
+    """Documents (`document_batches.SCHEMA`) and their tokens as a record batch of `recipe.schema()`.
 
     Raises `ConfigError` past 2^31 - 1 tokens, which 32-bit list offsets cannot address.
     """
     if tokens.offsets[-1] > _MAX_OFFSET:
-        raise ConfigError(f"a shard of {len(documents)} documents holds more than 2^31 tokens; lower shard_rows")
+        raise ConfigError(f"a shard of {documents.num_rows} documents holds more than 2^31 tokens; lower shard_rows")
     schema = recipe.schema()
     lists = pa.ListArray.from_arrays(
         pa.array(tokens.offsets.astype(np.int32)), pa.array(tokens.values), type=schema.field("tokens").type
     )
-    columns = [pa.array([document.id for document in documents], pa.large_string()), lists]
-    if recipe.keep_text:
-        columns.append(pa.array([document.title for document in documents], pa.large_string()))
-        columns.append(pa.array([document.text for document in documents], pa.large_string()))
+    columns = [lists if name == "tokens" else documents.column(name) for name in schema.names]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def write_shard(path: Path, documents: list[Document], tokens: Tokens, recipe: Recipe, content: str) -> ShardInfo:
+def write_shard(path: Path, documents: pa.RecordBatch, tokens: Tokens, recipe: Recipe, content: str) -> ShardInfo:
     """Write one shard whole (temporary name, fsync, rename). Raises `OSError` naming `path`, e.g. on a full disk."""
     batch = make_batch(documents, tokens, recipe)
-    info = ShardInfo(recipe, content, _payload(batch), len(documents), len(tokens.values), tokens.truncated)
+    info = ShardInfo(recipe, content, _payload(batch), documents.num_rows, len(tokens.values), tokens.truncated)
     schema = batch.schema.with_metadata({_METADATA: json.dumps(asdict(info))})
     try:
         with (

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, overload
 
@@ -18,8 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ance_fast.artifacts import open_artifact
+from ance_fast.data.document_batches import from_arrow
+from ance_fast.data.document_stream import as_documents
 from ance_fast.data.records import Document
-from ance_fast.data.token_build import KIND, build_store, build_table
+from ance_fast.data.token_build import KIND, Tokenised, build_store, build_table
 from ance_fast.data.token_shards import Recipe, read_shard, token_arrays
 from ance_fast.data.tokenize import tokenizer_fingerprint
 from ance_fast.errors import ArtifactError
@@ -57,12 +60,19 @@ class IdColumn(Sequence[str]):
     def positions(self, ids: Sequence[str]) -> np.ndarray:
         """Row of each id, int64 [len(ids)], -1 where unknown.
 
-        One pass over the whole column whatever the number of ids: ask for many at once.
+        One pass over the whole column whatever the number of ids: ask for many at once. Needs memory for `ids` and 4
+        bytes a row of the column.
         """
-        wanted = pa.array(list(ids), pa.large_string())
-        rows = pc.fill_null(pc.index_in(wanted, value_set=self.arrow), -1)
-        found: np.ndarray = rows.to_numpy(zero_copy_only=False)
-        return found.astype(np.int64)
+        wanted = pc.dictionary_encode(pa.array(list(ids), pa.large_string()))
+        rows = np.full(len(wanted.dictionary), -1, dtype=np.int64)
+        start = 0
+        # The table that is searched holds the ids asked for, not the column, which may be far larger.
+        for found in pc.index_in(self.arrow, value_set=wanted.dictionary).chunks:
+            numbers = pc.fill_null(found, -1).to_numpy()
+            here = np.flatnonzero(numbers >= 0)
+            rows[numbers[here]] = start + here
+            start += len(found)
+        return rows[wanted.indices.to_numpy()]
 
 
 class TokenStore:
@@ -76,6 +86,8 @@ class TokenStore:
         self.path = path
         self._batches = batches
         self._starts = np.concatenate([[0], np.cumsum([batch.num_rows for batch in batches], dtype=np.int64)])
+        self.tokenised: Tokenised | None = None
+        """Rows and tokens that `build` or `append` tokenised to make this store; None where it was opened."""
         self.shards: list[tuple[np.ndarray, np.ndarray]] = []
         """(values uint16 or int32 [tokens], offsets int32 [rows + 1]) of each shard, as views over the mapping."""
         for batch in batches:
@@ -112,7 +124,7 @@ class TokenStore:
         Raises `DataError` (empty corpus, duplicate ids, what the corpus itself raises), `ConfigError` (settings),
         `ArtifactError` (`path` holds something else, or a store of another tokenizer, max_length or prompt), `OSError`.
         """
-        target = build_store(
+        target, tokenised = build_store(
             corpus,
             tokenizer,
             path,
@@ -124,7 +136,9 @@ class TokenStore:
             show_progress=show_progress,
             replace=replace,
         )
-        return cls.open(target, verify=False)
+        store = cls.open(target, verify=False)
+        store.tokenised = tokenised
+        return store
 
     @classmethod
     def open(
@@ -167,6 +181,40 @@ class TokenStore:
                 f"{root}: shards hold other numbers of rows than the manifest says; build the store again"
             )
         return cls(batches, manifest, root)
+
+    @classmethod
+    def append(
+        cls,
+        path: str | os.PathLike[str],
+        documents: Iterable[Document | tuple[str, str] | str],
+        tokenizer: Any,
+        *,
+        num_proc: int = 1,
+        show_progress: bool = False,
+    ) -> TokenStore:
+        """Add `documents` at the end of the store `path` and open it: the rows there were keep their numbers.
+
+        The result is the same, byte for byte, as that of `build` from all documents with the store's settings. Its full
+        shards stay the files they are; only new documents and those of a last shard that was not full are tokenised.
+        Old documents are read and compared by hash, so add many at once. The new store replaces the old one whole;
+        whoever has that open goes on reading it.
+
+        Raises `DataError` (an id that is in the store already or comes twice), `ArtifactError` (no store, one of
+        another tokenizer, or one without texts), `OSError`.
+        """
+        store = cls.open(path, tokenizer=tokenizer, verify=False)
+        # Texts without ids are numbered from the first free row, as `build` would have numbered them.
+        new = as_documents(documents, first=len(store))
+        return cls.build(
+            chain(store.documents(), new),
+            tokenizer,
+            path,
+            max_length=store.max_length,
+            prompt=store.prompt,
+            num_proc=num_proc,
+            shard_rows=int(store.manifest["shard_rows"]),
+            show_progress=show_progress,
+        )
 
     @classmethod
     def from_texts(
@@ -227,10 +275,17 @@ class TokenStore:
     def document(self, row: int) -> Document:
         """The document of a row. Raises `IndexError`, and `ArtifactError` if texts were not kept."""
         shard, local = self._locate(row)
-        batch = self._batches[shard]
+        self._require_texts()
+        return next(from_arrow([self._batches[shard].slice(local, 1)]))
+
+    def documents(self) -> Iterator[Document]:
+        """Every document, in row order. Raises `ArtifactError` if texts were not kept."""
+        self._require_texts()
+        return from_arrow(self._batches)
+
+    def _require_texts(self) -> None:
         if not self.manifest["keep_text"]:
             raise ArtifactError(f"{self.path}: built with keep_text=False, so it holds no texts; build it with texts")
-        return Document(*(batch.column(name)[local].as_py() for name in ("id", "text", "title")))
 
     @property
     def max_length(self) -> int:

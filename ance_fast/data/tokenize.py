@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
@@ -20,7 +21,10 @@ from ance_fast.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-_BATCH = 1024  # texts given to the tokenizer at once: its offsets and overflow are held for no more than these
+# Texts given to the tokenizer at once, and characters at which fewer are: a text is cut only after all of it was
+# tokenised, which takes many times its size.
+_BATCH = 1024
+_BATCH_CHARACTERS = 1 << 20
 _PROBES = ("", "a", "The quick brown fox, 42 jumps!", "  Ünïcödé\t東京 \U0001f600 ", "one two three " * 400)
 
 
@@ -113,22 +117,21 @@ def text_encoder(tokenizer: Any, max_length: int) -> TextEncoder:
 
 
 def tokenize(
-    texts: Sequence[str], encoder: TextEncoder, dtype: str, advance: Callable[[int], None] | None = None
+    texts: Iterable[str], encoder: TextEncoder, dtype: str, advance: Callable[[int, int], None] | None = None
 ) -> Tokens:
-    """Tokenise texts; `advance(n)` is called as each n of them are done.
+    """Tokenise texts, read as they are needed; `advance(n, t)` is called whenever n more are done, with t tokens.
 
     Raises `ConfigError` if an id does not fit `dtype`.
     """
-    lengths = np.zeros(len(texts) + 1, dtype=np.int64)
+    lengths = array("q", [0])
     pieces: list[np.ndarray] = []
     truncated = 0
     limit = np.iinfo(dtype).max
-    for start in range(0, len(texts), _BATCH):
+    for batch in _text_batches(texts):
         flat: list[int] = []
-        batch = texts[start : start + _BATCH]
-        for row, (ids, cut) in enumerate(encoder.ids(batch), start + 1):
+        for ids, cut in encoder.ids(batch):
             flat += ids
-            lengths[row] = len(ids)
+            lengths.append(len(ids))
             truncated += cut
         piece = np.array(flat, dtype=np.int64)
         if len(piece) and (piece.max() > limit or piece.min() < 0):
@@ -137,9 +140,22 @@ def tokenize(
             )
         pieces.append(piece.astype(dtype))
         if advance:
-            advance(len(batch))
+            advance(len(batch), len(piece))
     values = np.concatenate(pieces) if pieces else np.zeros(0, dtype=dtype)
-    return Tokens(values, np.cumsum(lengths), truncated)
+    return Tokens(values, np.cumsum(np.array(lengths, dtype=np.int64)), truncated)
+
+
+def _text_batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if len(batch) == _BATCH or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def token_dtype(tokenizer: Any) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ance_fast.data.dataset import Corpus, Dataset, collect_queries
+from ance_fast.data.input_files import plain_name
 from ance_fast.data.qrels import Judgement, qrels_from_judgements
 from ance_fast.data.records import Document, Query
 from ance_fast.data.text_lines import read_json_lines
@@ -60,10 +61,16 @@ def read_jsonl(path: str | Path, split: str | None = "train") -> Dataset:
                 scores.setdefault(query_id, {}).update(zip(ids, values, strict=True))
     if not queries:
         raise DataError(f"{path}: the file holds no queries")
-    name = path.name.removesuffix(".gz").removesuffix(".jsonl")
+    name = plain_name(path).removesuffix(".jsonl")
     corpus = Corpus(path, _distinct_documents, name)
     texts = collect_queries(path, iter(queries))
     return Dataset(name, corpus, texts, qrels, split, negatives or None, scores or None)
+
+
+def is_training_jsonl(path: str | Path) -> bool:
+    """Whether the file's first object is a query with documents, and not a passage of a corpus."""
+    first = next(read_json_lines(path), None)
+    return first is not None and not {"query", "positives", "negatives"}.isdisjoint(first[1])
 
 
 def _rows(path: Path) -> Iterator[_Row]:

@@ -57,6 +57,21 @@ def test_tokenize_encode_index_and_search_work_one_after_the_other(model: Path, 
     assert answers[0]["hits"][0]["id"] in shown
 
 
+def test_tokenize_takes_a_pipe_and_only_what_is_new(model: Path, tmp_path: Path) -> None:
+    lines = [f"d{number}\ta river and number {number}\n" for number in range(30)]
+    arguments = ("-m", model, "-o", tmp_path / "t", "--num-proc", 1, "--json")
+    first = last_json(run("tokenize", "-", *arguments, stdin="".join(lines)))
+    assert first["tokenised"] == {"passages": 30, "tokens": first["tokens"]}
+    assert first["seconds"] > 0
+    assert first["passages_per_second"] == pytest.approx(30 / first["seconds"])
+    assert first["tokens_per_second"] == pytest.approx(first["tokens"] / first["seconds"])
+    again = run("tokenize", "tsv:-", *arguments, stdin="".join(lines))
+    assert last_json(again)["tokenised"] == {"passages": 0, "tokens": 0}
+    assert "tokens/s" not in again.stderr
+    bad = run("tokenize", "-", "-m", model, "-o", tmp_path / "x", stdin="d\tone\nno tab\n", status=1)
+    assert "/dev/stdin:2: expected 2 columns" in bad.stderr
+
+
 def test_train_search_and_evaluate(model: Path, wiki: Path, tmp_path: Path) -> None:
     common = ("-m", model, "--max-steps", 4, "--batch-size", 8, "--max-document-length", 32, "--test-split", "test")
     result = last_json(

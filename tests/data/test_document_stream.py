@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Iterator
 from itertools import chain
@@ -8,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from ance_fast.data import document_stream
 from ance_fast.data.dataset import Corpus
+from ance_fast.data.document_batches import encode_rows, from_arrow
 from ance_fast.data.document_stream import document_slices, unique_documents
 from ance_fast.data.msmarco import _documents
 from ance_fast.data.records import Document
@@ -45,8 +46,7 @@ def test_an_id_that_is_no_text_is_refused() -> None:
         list(unique_documents([("\ud83d", "x")]))
 
 
-def test_a_duplicate_is_found_before_the_end_of_a_large_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(document_stream, "_FIRST_CHECK", 2048)
+def test_a_duplicate_is_found_before_the_end_of_a_large_stream() -> None:
     given: list[int] = []
 
     def pairs() -> Iterator[tuple[str, str]]:
@@ -70,5 +70,22 @@ def test_a_corpus_names_the_lines_of_its_duplicates(tmp_path: Path) -> None:
 def test_slices_hold_every_document_once_in_order() -> None:
     documents = [Document(str(number), "") for number in range(7)]
     slices = list(document_slices(iter(documents), 3))
-    assert [len(one) for one in slices] == [3, 3, 1]
-    assert list(chain.from_iterable(slices)) == documents
+    assert [one.rows for one in slices] == [3, 3, 1]
+    assert list(chain.from_iterable(from_arrow(one.batches) for one in slices)) == documents
+
+
+def test_a_slice_of_long_texts_ends_early_and_at_the_same_place_however_the_corpus_goes_on() -> None:
+    documents = [Document(str(number), "x" * 40 * (number % 3)) for number in range(12)]
+    slices = list(document_slices(iter(documents), 8, characters=100))
+    assert [one.rows for one in slices] == [3, 3, 3, 3]
+    assert list(document_slices(iter(documents[:8]), 8, characters=100))[:2] == slices[:2]
+    assert [one.rows for one in document_slices(iter([Document("a", "x" * 1000)] * 2), 8, characters=100)] == [1, 1]
+
+
+def test_the_content_hash_is_that_of_all_rows_together() -> None:
+    documents = [Document(str(number), "text", "title") for number in range(2500)]
+    whole = hashlib.blake2b(digest_size=16)
+    first, second = document_slices(iter(documents), 1500, content=whole)
+    for one, expected in ((first, documents[:1500]), (second, documents[1500:])):
+        assert one.content == hashlib.blake2b(encode_rows(expected), digest_size=16).hexdigest()
+    assert whole.digest() == hashlib.blake2b(encode_rows(documents), digest_size=16).digest()

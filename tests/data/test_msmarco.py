@@ -46,7 +46,7 @@ def test_a_missing_split_lists_those_there_are(folder: Path) -> None:
     with pytest.raises(DataError, match=r"no split 'eval' \(looked for .*\); available: dev\.small, train"):
         read_msmarco(folder, "eval")
     (folder / "collection.tsv").unlink()
-    with pytest.raises(DataError, match=r"none of collection\.tsv, collection\.tsv\.gz found"):
+    with pytest.raises(DataError, match=r"none of collection\.tsv, collection\.tsv\.gz, collection\.tsv\.zst found"):
         read_msmarco(folder)
 
 

@@ -276,7 +276,7 @@ def test_few_documents_are_in_memory_at_once(
 
     def counted(documents, *rest):
         nonlocal written
-        written += len(documents)
+        written += documents.rows
         return write(documents, *rest)
 
     monkeypatch.setattr(token_build, "_write", counted)
@@ -289,8 +289,9 @@ def test_progress_goes_to_standard_error(
     build(CORPUS, tokenizer, path, show_progress=True)
     out, err = capsys.readouterr()
     assert out == ""
-    assert "tokenising: 23 documents" in err
-    assert "documents/s" in err
+    assert "tokenising: 23 passages" in err
+    assert "passages/s" in err
+    assert "tokens/s" in err
 
 
 SCRIPT = """
@@ -343,10 +344,50 @@ def test_a_killed_build_leaves_nothing_that_passes_for_whole_and_goes_on(tmp_pat
     assert {name: after[name] for name in kept} == kept
 
 
+MEMORY_SCRIPT = """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from build import Small
+from ance_fast.data import TokenStore
+
+def megabytes(entry):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(entry)).split()[1]) / 1024
+
+def corpus(count):
+    for number in range(count):
+        yield f"document-{number:012d}", f"{number:08d}" * 256
+
+def build(name, count):
+    return TokenStore.build(corpus(count), Small(), f"{sys.argv[1]}/{name}", max_length=64, keep_text=False)
+
+if __name__ == "__main__":
+    build("warm", 10)
+    before = megabytes("VmRSS")
+    store = build("large", 60_000)
+    assert len(store.ids) == 60_000
+    print(megabytes("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
+def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
+    (tmp_path / "build.py").write_text(SCRIPT)
+    (tmp_path / "memory.py").write_text(MEMORY_SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+    command = [sys.executable, str(tmp_path / "memory.py"), str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    # 123 MB of text went through; a slice of the stream has 32 MiB of it.
+    assert float(result.stdout) < 150
+
+
 def test_the_path_may_be_relative(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     settings = {"prompt": "", "num_proc": 1, "shard_rows": 9, "keep_text": True, "show_progress": False}
-    assert build_store(CORPUS, tokenizer, "sub/../x", max_length=8, **settings) == tmp_path / "x"
+    assert build_store(CORPUS, tokenizer, "sub/../x", max_length=8, **settings)[0] == tmp_path / "x"
     assert json.loads((tmp_path / "x" / "manifest.json").read_text())["rows"] == 23

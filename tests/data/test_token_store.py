@@ -13,7 +13,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ance_fast.data.records import Document
-from ance_fast.data.token_store import TokenStore
+from ance_fast.data.token_build import Tokenised
+from ance_fast.data.token_store import IdColumn, TokenStore
 from ance_fast.errors import ArtifactError, ConfigError, DataError
 
 CORPUS = [
@@ -214,3 +215,57 @@ def test_a_store_in_memory_may_be_empty_but_not_ambiguous(tokenizer: PreTrainedT
 def test_texts_in_memory_are_taken_as_given(byte_level: PreTrainedTokenizerFast) -> None:
     store = TokenStore.from_texts(["  the "], byte_level, max_length=16)
     assert store.tokens(0).tolist() == byte_level("  the ")["input_ids"]
+
+
+def test_appending_equals_building_from_all_documents(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = [Document(f"d{number}", "the cat " * (number % 5), "a dog") for number in range(23)]
+    settings = {"max_length": 9, "prompt": "query : ", "shard_rows": 5}
+    whole = TokenStore.build(documents, tokenizer, tmp_path / "whole", **settings)
+    assert whole.tokenised == Tokenised(23, whole.num_tokens)
+    path = tmp_path / "grown"
+    opened = TokenStore.build(documents[:12], tokenizer, path, **settings)
+    full = {name: (path / name).stat().st_ino for name in ("tokens-00000.arrow", "tokens-00001.arrow")}
+    grown = TokenStore.append(path, documents[12:], tokenizer)
+    assert grown.tokenised is not None
+    assert grown.tokenised.rows == 23 - 10
+    assert {name: (path / name).stat().st_ino for name in full} == full
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == {
+        file.name: file.read_bytes() for file in (tmp_path / "whole").iterdir()
+    }
+    assert [list(opened.tokens(row)) for row in range(12)] == [list(grown.tokens(row)) for row in range(12)]
+    assert list(grown.documents()) == documents
+    assert len(TokenStore.append(path, [], tokenizer)) == 23
+
+
+def test_texts_are_appended_under_the_next_numbers(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    TokenStore.build(["a cat", "a dog"], tokenizer, tmp_path / "store", max_length=9)
+    assert list(TokenStore.append(tmp_path / "store", ["the mat"], tokenizer).ids) == ["0", "1", "2"]
+
+
+def test_what_cannot_be_appended_leaves_the_store_as_it_is(
+    tokenizer: PreTrainedTokenizerFast, other_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    path = tmp_path / "store"
+    TokenStore.build([("a", "the cat"), ("b", "a dog")], tokenizer, path, max_length=9)
+    with pytest.raises(DataError, match="document id 'b' comes twice"):
+        TokenStore.append(path, [("b", "again")], tokenizer)
+    with pytest.raises(ArtifactError, match="built with tokenizer"):
+        TokenStore.append(path, [("c", "x")], other_tokenizer)
+    assert list(TokenStore.open(path).ids) == ["a", "b"]
+    TokenStore.build([("a", "the cat")], tokenizer, tmp_path / "bare", max_length=9, keep_text=False)
+    with pytest.raises(ArtifactError, match="keep_text=False"):
+        TokenStore.append(tmp_path / "bare", [("b", "x")], tokenizer)
+    with pytest.raises(ArtifactError, match="no such directory"):
+        TokenStore.append(tmp_path / "none", [("b", "x")], tokenizer)
+
+
+@given(st.lists(st.integers(-3, 40), max_size=60), st.integers(1, 9))
+def test_positions_are_those_of_a_dictionary(asked: list[int], rows: int) -> None:
+    ids = [f"d{number}" for number in range(30)]
+    column = IdColumn(pa.chunked_array([ids[start : start + rows] for start in range(0, 30, rows)], pa.large_string()))
+    expected = {identifier: row for row, identifier in enumerate(ids)}
+    found = column.positions([f"d{number}" for number in asked])
+    assert found.dtype == np.int64
+    assert found.tolist() == [expected.get(f"d{number}", -1) for number in asked]

@@ -65,11 +65,32 @@ def test_the_callers_tokenizer_may_pad_and_the_tokens_do_not_change(tokenizer: P
     assert rows(tokenize(TEXTS, text_encoder(tokenizer, 8), "uint16")) == expected
 
 
+def test_long_texts_are_given_to_the_tokenizer_a_few_at_a_time(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ance_fast.data import tokenize as module
+
+    monkeypatch.setattr(module, "_BATCH_CHARACTERS", 100)
+    sizes: list[int] = []
+    texts = ["cat " * 30, "a", "b", "dog " * 30, "the " * 30]
+    tokens = tokenize(iter(texts), text_encoder(tokenizer, 16), "uint16", lambda count, _: sizes.append(count))
+    assert sizes == [1, 3, 1]
+    assert rows(tokens) == by_hand(tokenizer, texts, 16)
+
+
+@pytest.mark.timeout(60)
+def test_a_passage_of_a_hundred_thousand_words_is_cut(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokens = tokenize(["the cat", "the dog " * 50_000], text_encoder(tokenizer, 16), "uint16")
+    assert rows(tokens) == by_hand(tokenizer, ["the cat", "the dog " * 20], 16)
+    assert tokens.truncated == 1
+
+
 def test_many_texts_are_done_in_batches_that_are_announced(tokenizer: PreTrainedTokenizerFast) -> None:
     texts = [f"the cat {number}" for number in range(2500)]
-    done: list[int] = []
-    tokens = tokenize(texts, text_encoder(tokenizer, 16), "uint16", done.append)
-    assert sum(done) == 2500
+    done: list[tuple[int, int]] = []
+    announce = lambda texts, tokens: done.append((texts, tokens))  # noqa: E731
+    tokens = tokenize(texts, text_encoder(tokenizer, 16), "uint16", announce)
+    assert np.sum(done, axis=0).tolist() == [2500, len(tokens.values)]
     assert len(done) > 1
     assert rows(tokens)[2400:] == by_hand(tokenizer, texts[2400:], 16)
 

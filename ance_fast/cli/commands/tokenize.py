@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ from ance_fast.cli.output import print_json
 
 
 def tokenize(
-    data: Annotated[str, typer.Argument(help="Corpus: beir:DIR, msmarco:DIR, jsonl:FILE, or a path.")],
+    data: Annotated[str, typer.Argument(help="beir:DIR, jsonl:FILE, parquet:FILE, irds:NAME, a path, - (a pipe).")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Token store to make.")],
     model: Annotated[str, typer.Option("--model", "-m", help="Checkpoint whose tokenizer to use.")],
     max_length: Annotated[int | None, typer.Option(help="Tokens a passage is cut at [default: the model's].")] = None,
@@ -21,12 +22,18 @@ def tokenize(
 ) -> None:
     """Tokenise a corpus once into a memory-mapped Arrow token store; an interrupted run goes on where it stopped.
 
+    Of a corpus that has grown only the new passages are tokenised; rates count what was tokenised now.
+
     Example: ance-fast tokenize beir:scifact -m intfloat/e5-small-v2 -o scifact.tokens
+
+    Example: zcat collection.tsv.gz | ance-fast tokenize - -m intfloat/e5-small-v2 -o msmarco.tokens
     """
     from ance_fast.data import TokenStore, load_corpus
+    from ance_fast.data.token_build import Tokenised
     from ance_fast.models import Encoder
 
     encoder = Encoder.load(model, device="cpu", attention="padded", max_document_length=max_length)
+    started = time.monotonic()
     store = TokenStore.build(
         load_corpus(data),
         encoder.tokenizer,
@@ -36,8 +43,24 @@ def tokenize(
         num_proc=num_proc,
         show_progress=True,
     )
-    result = {"path": str(output), "passages": len(store), "tokens": store.num_tokens, "max_length": store.max_length}
+    seconds = time.monotonic() - started
+    done = store.tokenised or Tokenised()
     if json:
-        print_json(result)
+        print_json(
+            {
+                "path": str(output),
+                "passages": len(store),
+                "tokens": store.num_tokens,
+                "truncated": store.manifest["truncated"],
+                "max_length": store.max_length,
+                "tokenised": {"passages": done.rows, "tokens": done.tokens},
+                "seconds": seconds,
+                "passages_per_second": done.rows / seconds,
+                "tokens_per_second": done.tokens / seconds,
+            }
+        )
     else:
-        print(f"{output}: {len(store):,} passages, {store.num_tokens:,} tokens (cut at {store.max_length})")
+        print(
+            f"{output}: {len(store):,} passages, {store.num_tokens:,} tokens (cut at {store.max_length}); "
+            f"{done.rows:,} passages tokenised in {seconds:.1f} s"
+        )
