@@ -39,8 +39,8 @@ def print_table(
     Console(stderr=err, soft_wrap=True).print(table)
 
 
-def print_stages(summary: dict[str, Any]) -> None:
-    """Rates, and the seconds of each stage with the one that limits marked."""
+def print_stages(summary: dict[str, Any], what: str = "passages") -> None:
+    """Rates of `what`, and the seconds of each stage with the one that limits marked."""
     if not summary["stages"]:
         return
     print_table(
@@ -51,8 +51,8 @@ def print_stages(summary: dict[str, Any]) -> None:
             for row in summary["stages"]
         ],
         title=(
-            f"{summary['passages']:,} passages in {summary['seconds']:,.1f} s: {summary['passages_per_s']:,.0f} "
-            f"passages/s, {summary['tokens_per_s']:,.0f} tokens/s, padding 0 %; * limits"
+            f"{summary[what]:,} {what} in {summary['seconds']:,.1f} s: {summary[f'{what}_per_s']:,.0f} {what}/s, "
+            f"{summary['tokens_per_s']:,.0f} tokens/s, padding 0 %; * limits"
         ),
         err=True,
     )

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from ance_fast.cli.output import print_json, print_stages
-from ance_fast.errors import ArtifactError, ConfigError, DataError
+from ance_fast.errors import ArtifactError, ConfigError
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,11 @@ class Collection:
 
 
 def read_queries(data: str, split: str | None) -> dict[str, str]:
-    """Query id -> text, of a data set, or of a file that holds nothing else."""
-    from ance_fast.data import load_corpus, load_dataset
+    """Query id -> text: a data set's queries, or the rows of a file that holds nothing else. Raises `DataError`."""
+    from ance_fast.data import load_dataset
 
-    try:
-        return dict(load_dataset(data, split=split).queries)
-    except DataError:
-        if split is not None or Path(data.partition(":")[2] or data).is_dir():
-            raise
-    return {document.id: document.full_text for document in load_corpus(data)}
+    dataset = load_dataset(data, split=split)
+    return dict(dataset.queries) or {document.id: document.full_text for document in dataset.corpus}
 
 
 def parse_params(text: str | None) -> dict[str, int]:
@@ -123,7 +119,7 @@ def search(
             print_json(result)
         else:
             print(f"{output}: {result['queries']:,} queries, {k or 100} passages each")
-            print_stages(result)
+            print_stages(result, "queries")
         return
     for text in [query] if query is not None else _typed():
         started = time.perf_counter()
