@@ -107,6 +107,8 @@ _TRITON = Backend(
     _triton_problem,
     frozenset({"cpu"} if _INTERPRETED else ()),
 )
+# Also what serves fp64.
+_BRUTE_FORCE = Backend("reference", lambda _: "plain torch, all scores sorted")
 _CHUNKED = Backend("torch", lambda d: "torch in row chunks" + ("" if d == "cpu" else ", no GPU kernel takes it"))
 
 BACKENDS: dict[str, tuple[Backend, ...]] = {
@@ -114,7 +116,7 @@ BACKENDS: dict[str, tuple[Backend, ...]] = {
     "pool_normalize": (_CPP, replace(_CUDA, widest=8192), replace(_TRITON, widest=16384), _TORCH, _REFERENCE),
     "contrastive_loss": (_CPP, _TRITON, _CHUNKED, _REFERENCE),
     "pairwise_loss": (_CPP, _TRITON, _TORCH, _REFERENCE),
-    "topk_inner_product": (_CHUNKED,),
+    "topk_inner_product": (replace(_TORCH, dtypes=_CPP_DTYPES), _BRUTE_FORCE),
     "encoder_layer": (_CPP_FLOAT, _TORCH),
 }
 
