@@ -116,7 +116,7 @@ BACKENDS: dict[str, tuple[Backend, ...]] = {
     "pool_normalize": (_CPP, replace(_CUDA, widest=8192), replace(_TRITON, widest=16384), _TORCH, _REFERENCE),
     "contrastive_loss": (_CPP, _TRITON, _CHUNKED, _REFERENCE),
     "pairwise_loss": (_CPP, _TRITON, _TORCH, _REFERENCE),
-    "topk_inner_product": (_CPP, replace(_TORCH, dtypes=_CPP_DTYPES), _BRUTE_FORCE),
+    "topk_inner_product": (_CPP, _TRITON, replace(_TORCH, dtypes=_CPP_DTYPES), _BRUTE_FORCE),
     "encoder_layer": (_CPP_FLOAT, _TORCH),
 }
 

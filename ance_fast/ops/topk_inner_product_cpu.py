@@ -1,4 +1,4 @@
-"""Streaming top-k on the CPU: scores by tiles that stay in the cache, read there by the collector of csrc/topk_collector.h.
+"""Streaming top-k on the CPU: tiles of scores that stay in the cache, where csrc/topk_collector.h reads them.
 
 The tiles of vectors are the outer loop, so that a mapped matrix is read once, front to back, and half precision is
 converted once; the tiles of queries are the inner one. 2 n N D FLOPs in GEMMs, and two reads of 4 bytes a score from

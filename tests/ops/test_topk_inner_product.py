@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import time
 import warnings
 
@@ -84,7 +85,7 @@ def test_it_equals_brute_force_with_many_ties(backend, problem):
 def test_tiles_in_any_order_and_of_any_kind_give_the_same(backend, problem, cuts, order):
     (queries, vectors, k), filters = arguments_of(problem)
     bounds = sorted({0, len(vectors), *(cut for cut in cuts if cut < len(vectors))})
-    tiles = list(zip(bounds, bounds[1:], strict=False))
+    tiles = list(itertools.pairwise(bounds))
     order.shuffle(tiles)
     search = StreamingTopK(queries, k, **filters, backend=backend)
     kinds = [torch.Tensor.numpy, torch.Tensor.half, torch.Tensor.bfloat16, lambda tile: tile.half().numpy()]
