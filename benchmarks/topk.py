@@ -1,6 +1,6 @@
 """Exact top-k search beside FAISS flat and torch mm + topk, in one process.
 
-    python -m benchmarks.topk --out DIR [--device cpu|cuda] [--shapes small|full] [--rounds N] [--threads 1] [--k K ...]
+    python -m benchmarks.topk --out DIR [--device cpu|cuda] [--shapes small|full] [--rounds N] [--threads 1]
 
 Each round times every contestant once, in an order that alternates; ratios to FAISS are taken within a round. Before it
 is timed each result is held against float64: positions must be those of the exact search wherever the float64 scores
@@ -11,6 +11,9 @@ once for each width. DIR receives system.json, results.jsonl and results.md.
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib
+import importlib.metadata
 import importlib.util
 import json
 import statistics
@@ -30,6 +33,7 @@ from benchmarks.ops.measure import Clock, CpuClock, CudaClock
 
 Search = Callable[[], tuple[Any, Any]]  # scores and positions [n, k]
 CHECKED_QUERIES = 16
+HALF = "ours, vectors in fp16"
 MATRIX_SCORES = 2**28  # what mm + topk may hold at once
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-6, torch.bfloat16: 1e-6}  # of exact products, added up in fp32
 SHAPES = {
@@ -44,6 +48,10 @@ class Case:
     queries: Tensor  # [n, D], of the same dtype
     k: int
 
+    @functools.cached_property
+    def half(self) -> Tensor:
+        return self.vectors.half()
+
     @property
     def title(self) -> str:
         (count, dim), rows = self.vectors.shape, self.queries.shape[0]
@@ -56,7 +64,8 @@ def main(argv: list[str] | None = None) -> None:
     options = parse(argv)
     torch.set_num_threads(options.threads)
     clock: Clock = CpuClock(options.threads) if options.device == "cpu" else CudaClock()
-    system = results.describe_system(argv, options.threads, {}) | {"faiss": results._version("faiss-cpu")}
+    system = results.describe_system(argv, options.threads, {}) | {"faiss": faiss_version()}
+    system["command"] = ["python", "-m", "benchmarks.topk", *argv]
     rows: list[results.Row] = []
     dtypes = [torch.float32] if options.device == "cpu" else [torch.float32, torch.float16, torch.bfloat16]
     for count, dim, n, k in SHAPES[options.shapes]:
@@ -98,6 +107,16 @@ def make_case(count: int, dim: int, n: int, k: int, dtype: torch.dtype, device: 
     return Case(_VECTORS[count, dim].to(device, dtype), queries.to(device, dtype), k)
 
 
+def faiss_version() -> str:
+    for name in ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs"):
+        if importlib.util.find_spec("faiss"):
+            try:
+                return f"{name} {importlib.metadata.version(name)}"
+            except importlib.metadata.PackageNotFoundError:
+                continue
+    return "not installed"
+
+
 def contestants(case: Case, threads: int) -> dict[str, Search]:
     """By name, the one that ratios refer to first."""
     found: dict[str, Search] = {}
@@ -106,8 +125,7 @@ def contestants(case: Case, threads: int) -> dict[str, Search]:
     found["torch mm + topk"] = lambda: mm_and_topk(case)
     found["ours"] = lambda: topk_inner_product(case.queries, case.vectors, case.k)
     if case.vectors.device.type == "cpu":
-        half = case.vectors.half()
-        found["ours, vectors in fp16"] = lambda: topk_inner_product(case.queries, half, case.k)
+        found[HALF] = lambda: topk_inner_product(case.queries, case.half, case.k)
     return found
 
 
@@ -129,8 +147,7 @@ def faiss_gpu(case: Case) -> dict[str, Search]:
 
     if not hasattr(faiss, "StandardGpuResources"):
         return {}
-    import faiss.contrib.torch_utils  # noqa: F401  # lets knn_gpu take tensors
-
+    importlib.import_module("faiss.contrib.torch_utils")  # lets knn_gpu take tensors
     resources = faiss.StandardGpuResources()
     return {
         "faiss knn_gpu": lambda: faiss.knn_gpu(
@@ -146,9 +163,13 @@ def mm_and_topk(case: Case) -> tuple[Tensor, Tensor]:
 
 
 def run_case(case: Case, searches: dict[str, Search], rounds: int, clock: Clock) -> list[results.Row]:
-    differing = {name: disagreements(case, search) for name, search in searches.items()}
-    if any(differing[name] for name in differing if name == "ours"):
-        raise SystemExit(f"error: {case.title}: ours differs from float64 at {differing['ours']} places")
+    differing = {
+        name: disagreements(case, case.half if name == HALF else case.vectors, search)
+        for name, search in searches.items()
+    }
+    for name in ("ours", HALF):
+        if differing.get(name):
+            raise SystemExit(f"error: {case.title}: {name} differs from float64 at {differing[name]} places")
     seconds: dict[str, list[float]] = {name: [] for name in searches}
     for number in range(rounds):
         for name in list(searches)[:: 1 if number % 2 else -1]:
@@ -172,15 +193,15 @@ def run_case(case: Case, searches: dict[str, Search], rounds: int, clock: Clock)
     ]
 
 
-def disagreements(case: Case, search: Search) -> int:
+def disagreements(case: Case, vectors: Tensor, search: Search) -> int:
     """Places of the first queries that hold another vector than the exact search does and not a score equal to its."""
-    scores, positions = (torch.as_tensor(found)[:CHECKED_QUERIES].cpu() for found in search())
+    positions = torch.as_tensor(search()[1])[:CHECKED_QUERIES].cpu()
     queries = case.queries[:CHECKED_QUERIES].double().cpu()
-    exact = torch.cat([queries @ tile.double().cpu().T for tile in case.vectors.split(65536)], 1)
+    exact = torch.cat([queries @ tile.double().cpu().T for tile in vectors.split(65536)], 1)
     wanted = exact.topk(case.k).values
     mine = exact.gather(1, positions)
-    scale = (queries.norm(dim=1) * case.vectors[:1].double().cpu().norm(dim=1))[:, None]
-    wrong = (mine - wanted).abs() > TOLERANCE[case.vectors.dtype] * scale
+    scale = (queries.norm(dim=1) * vectors[:1].double().cpu().norm(dim=1))[:, None]
+    wrong = (mine - wanted).abs() > TOLERANCE[vectors.dtype] * scale
     repeated = positions.sort(dim=1).values.diff(dim=1) == 0
     return int(wrong.sum() + repeated.sum())
 
@@ -206,7 +227,8 @@ def markdown(system: dict[str, Any], rows: list[results.Row]) -> str:
     lines = [
         f"# Exact top-k\n\n{system['cpu']['model']}, {system['threads']} threads; {system['nvidia_smi'] or 'no GPU'}; "
         f"torch {system['versions']['torch']}, faiss {system['faiss']}; {system['date']}; "
-        f"commit {system['source']['commit']}.\n\nratio: time of the first row / time of the row within a round, median "
+        f"commit {system['source']['commit']}.\n\n"
+        "ratio: time of the first row / time of the row within a round, median "
         f"(20th to 80th percentile); above 1 is faster. Differing: places of {CHECKED_QUERIES} queries at most that do "
         "not agree with float64.\n"
     ]

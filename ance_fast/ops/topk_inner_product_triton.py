@@ -3,8 +3,8 @@
 `filter_kernel` reads every score once and appends the keys (`topk_keys`) of those that reach their row's threshold and
 may be returned to the row's buffer, at a place that an atomic counter gives out. `compact_kernel` cuts a buffer that
 fills up to its k best and raises the threshold; rows with room left do nothing. The host knows how wide a tile may be
-for the expected k ln(1 + width / seen) new keys of a row and waits for nothing until the last tile of an `add`. There it
-asks once which rows had more than their buffer holds, and searches that `add` again for them in plain torch. What a
+for the expected k ln(1 + width / seen) new keys of a row and waits for nothing until the end of an `add`. There it asks
+once which rows had more than their buffer holds, and searches that `add` again for them in plain torch. What a
 buffer keeps depends on no order of the threads: keys never tie.
 
 FLOPs: 2 n N D in GEMMs. Bytes beside them: 4 n N written and 4 n N read, from the L2 cache for narrow tiles, so as long
