@@ -5,6 +5,14 @@ from __future__ import annotations
 from ance_fast.ops.contrastive_loss import contrastive_loss
 from ance_fast.ops.pairwise_loss import pairwise_loss
 from ance_fast.ops.pool_normalize import pool_head, pool_normalize
-from ance_fast.ops.topk_inner_product import topk_inner_product
+from ance_fast.ops.topk_inner_product import StreamingTopK, merge_topk, topk_inner_product
 
-__all__ = ["contrastive_loss", "pairwise_loss", "pool_head", "pool_normalize", "topk_inner_product"]
+__all__ = [
+    "StreamingTopK",
+    "contrastive_loss",
+    "merge_topk",
+    "pairwise_loss",
+    "pool_head",
+    "pool_normalize",
+    "topk_inner_product",
+]

@@ -52,7 +52,7 @@ def extension_problem() -> str | None:
         from ance_fast import _C
     except ImportError as error:
         return f"the compiled extension does not import ({error})"
-    return None if hasattr(_C, "pairwise_loss") else "the compiled extension is from another version"
+    return None if hasattr(_C, "TopKCollector") else "the compiled extension is from another version"
 
 
 def _cpp_reason(_: str) -> str:
@@ -123,6 +123,8 @@ _VARLEN = Backend(
     frozenset({torch.float16, torch.bfloat16}),
     _varlen_problem,
 )
+# Also what serves fp64.
+_BRUTE_FORCE = Backend("reference", lambda _: "plain torch, all scores sorted")
 _CHUNKED = Backend("torch", lambda d: "torch in row chunks" + ("" if d == "cpu" else ", no GPU kernel takes it"))
 
 BACKENDS: dict[str, tuple[Backend, ...]] = {
@@ -130,7 +132,7 @@ BACKENDS: dict[str, tuple[Backend, ...]] = {
     "pool_normalize": (_CPP, replace(_CUDA, widest=8192), replace(_TRITON, widest=16384), _TORCH, _REFERENCE),
     "contrastive_loss": (_CPP, _TRITON, _CHUNKED, _REFERENCE),
     "pairwise_loss": (_CPP, _TRITON, _TORCH, _REFERENCE),
-    "topk_inner_product": (_CHUNKED,),
+    "topk_inner_product": (_CPP, _TRITON, replace(_TORCH, dtypes=_CPP_DTYPES), _BRUTE_FORCE),
     "encoder_layer": (_CPP_FLOAT, replace(_TRITON, widest=16384), _TORCH),
     "embed_layernorm": (replace(_TRITON, widest=16384), _TORCH),
     "packed_self_attention": (_CPP_FLOAT, _VARLEN, _TORCH),
