@@ -80,6 +80,8 @@ def build_backend(
         return FaissBackend(factory, graph, devices)
     backend = FaissBackend(factory, _trained(source, blocks, factory, train_size, seed), devices)
     backend.reserve(source.count)
+    if progress is not None:
+        progress(0)
     for block in blocks():
         backend.add(block)
         _advance(progress, block)

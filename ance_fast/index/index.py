@@ -88,7 +88,8 @@ class Index:
             fingerprint: of the encoder; `load` compares it.
             train_size: vectors to train IVF and PQ on, a sample drawn by `seed`; None: 256 a list, at least 65,536.
             check_memory: refuse what does not fit into the memory available.
-            progress: called after each slice with the rows it had (`progress_bar` yields such a function).
+            progress: called after each slice with the rows it had (`progress_bar` yields such a function), and with 0
+                when training is over.
 
         Training is deterministic in `seed`; HNSW graphs are on one thread only (FAISS inserts concurrently).
 
@@ -290,7 +291,7 @@ class Index:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the directory `path`: vectors*.npy (Flat) or index.faiss, ids.arrow, manifest.json.
 
-        Whole or not at all; an index there before is replaced. Mapped files become hard links where the file system can.
+        Whole or not at all; an index there before is replaced. Mapped files become hard links where that is possible.
 
         Raises `ArtifactError` if something else is there or writing fails, `ConfigError` for a merged index.
         """

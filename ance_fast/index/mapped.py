@@ -67,7 +67,7 @@ def write_npy(path: Path, dtype: np.dtype, shape: tuple[int, int], blocks: Itera
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         for block in blocks:
-            file.write(memoryview(np.ascontiguousarray(block, dtype=dtype)).cast("B") if block.size else b"")
+            file.write(np.ascontiguousarray(block, dtype=dtype).reshape(-1).view(np.uint8).data)
 
 
 def _identity(path: Path) -> tuple[int, int, int, int]:

@@ -95,7 +95,7 @@ def make_selection(
             lists = _lists_of_ids(ids, exclude, queries)
         else:
             mask = np.ones(len(ids), dtype=bool) if mask is None else mask
-            mask[list(ids.find(exclude).values())] = False
+            mask[list(ids.find(exclude).values())] = False  # type: ignore[arg-type]
     return Selection(len(ids), mask, lists)
 
 

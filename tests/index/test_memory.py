@@ -51,7 +51,8 @@ KINDS = [("Flat", 40_000, 256), ("SQ8", 100_000, 256), ("IVF32,Flat", 40_000, 25
 def test_the_estimate_is_what_a_process_grows_by_when_it_builds_the_index() -> None:
     found = subprocess.run(
         [sys.executable, "-c", MEASURE, json.dumps(KINDS)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}, capture_output=True, text=True, check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"},
+        capture_output=True, text=True, check=True,
     )  # fmt: skip
     grown = dict(json.loads(line) for line in found.stdout.splitlines())
     for factory, rows, dim in KINDS:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ def test_parts_merged_are_the_whole_with_ties_and_exclusions(sizes: list[int], k
     vectors, queries = (generator.integers(-2, 3, (rows, 3)).astype(np.float32) for rows in (count, 3))
     names = [f"d{row}" for row in range(count)]
     ends = np.cumsum([0, *sizes])
-    parts = [Index.build(vectors[a:b], names[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+    parts = [Index.build(vectors[a:b], names[a:b]) for a, b in itertools.pairwise(ends)]
     hidden = generator.random((3, count)) < 0.3
     lists = (np.cumsum([0, *hidden.sum(1)]), np.nonzero(hidden)[1])
     allow = [name for name in names if generator.random() < 0.8]

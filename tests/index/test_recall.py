@@ -21,12 +21,12 @@ def test_sampled_recall_is_one_for_all_lists_and_less_for_one(metric: str, corpu
     scaled = corpus * np.linspace(1, 2, 1200)[:, None].astype(np.float32)
     index = Index.build(scaled, factory="IVF40,Flat", metric=metric)
     assert sampled_recall(index, scaled, 20, sample=100, params={"nprobe": 40}) == 1.0
-    few = sampled_recall(index, scaled, 20, sample=100, params={"nprobe": 1})
-    assert few < 0.9
+    few = sampled_recall(index, scaled, 60, sample=100, params={"nprobe": 1})
+    assert few < 0.8
     whole = Index.build(scaled, metric=metric)
     rows = np.arange(1200)
     itself = (np.arange(1201), rows)
     hits = [
-        one.search(scaled, 20, exclude_positions=itself, params=p) for one, p in ((index, {"nprobe": 1}), (whole, {}))
+        one.search(scaled, 60, exclude_positions=itself, params=p) for one, p in ((index, {"nprobe": 1}), (whole, {}))
     ]
     assert few == pytest.approx(recall_at_k(*hits), abs=0.12)
