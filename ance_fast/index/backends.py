@@ -22,6 +22,8 @@ from ance_fast.index.selection import Selection
 from ance_fast.index.vectors import VectorSource, prepared_blocks, sample
 
 Progress = Callable[[int], None]
+# Copied while still in the cache from being checked.
+FLAT_ROWS = 2048
 
 
 class Backend(Protocol):
@@ -69,7 +71,7 @@ def build_backend(
             mean=source.mean if as_stored else None,
         )
         exact.reserve(source.count)
-        for block in blocks(source.stored() if as_stored else source):
+        for block in blocks((source.stored() if as_stored else source).in_slices(FLAT_ROWS)):
             exact.add_stored(block)
             _advance(progress, block)
         return exact

@@ -11,7 +11,7 @@ import numpy as np
 
 from ance_fast.errors import ArtifactError, ConfigError
 from ance_fast.index import factory as factories
-from ance_fast.index.faiss_bulk import BULK_QUERIES, bulk_search, searches_in_bulk
+from ance_fast.index.faiss_bulk import bulk_search, prefers_bulk, searches_in_bulk
 from ance_fast.index.faiss_gpu import GPU_MAX_K, gpu_numbers, to_gpus
 from ance_fast.index.faiss_library import faiss_kind, import_faiss
 from ance_fast.index.result import ranked
@@ -156,7 +156,7 @@ class FaissBackend:
         self, queries: np.ndarray, k: int, mask: np.ndarray | None, params: Mapping[str, int]
     ) -> tuple[np.ndarray, np.ndarray]:
         try:
-            if self._bulk and len(queries) >= BULK_QUERIES and mask is None:
+            if self._bulk and mask is None and prefers_bulk(self._index, len(queries), k):
                 nprobe = params.get("nprobe", default_nprobe(self._nlist))
                 return bulk_search(self._faiss, self._index, queries, k, min(nprobe, self._nlist))
             scores, labels = self._index.search(queries, k, params=self._search_params(k, mask, params))

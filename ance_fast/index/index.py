@@ -72,7 +72,7 @@ class Index:
     ) -> Index:
         """Index document vectors.
 
-        The vectors are read in slices of 65,536 rows and held once; what this takes is logged before it begins.
+        The vectors are read in slices of at most 65,536 rows and held once; what this takes is logged before it begins.
 
         Args:
             embeddings: [n, dim] NumPy array or torch tensor of a floating type, or embedding shards (an object with
@@ -260,8 +260,8 @@ class Index:
 
         Flat selects and orders by (-score, position), ties at the k-th place included; excluded documents are passed
         over while it scans. Other indexes return what they find in that order, perhaps fewer than k; for documents
-        excluded for single queries, and where FAISS has no filter, they find as many more and drop them. From 4,096
-        queries on, "IVF...,Flat" is searched list by list.
+        excluded for single queries, and where FAISS has no filter, they find as many more and drop them. Many
+        queries (4,096 and more) go through the long lists of "IVF...,Flat" list by list.
 
         Raises:
             ConfigError: k, dimension, NaN, an unknown id in `allow`, exclusions that do not fit the queries, or a

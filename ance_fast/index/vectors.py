@@ -42,6 +42,11 @@ class VectorSource:
         slices = lambda: (piece for part in self.parts() for piece in _slices(as_array(part)))  # noqa: E731
         return replace(self, blocks=slices, mean=None)
 
+    def in_slices(self, rows: int) -> VectorSource:
+        """The same rows in blocks of at most `rows`."""
+        whole = self.blocks
+        return replace(self, blocks=lambda: (part for block in whole() for part in _slices(block, rows)))
+
 
 def vector_source(embeddings: Any) -> VectorSource:
     """Wrap `embeddings`. Raises `ConfigError` if they are not [n, dim] of a floating type."""
@@ -150,8 +155,9 @@ def taken(source: VectorSource, blocks: Iterator[np.ndarray], rows: np.ndarray) 
     return found
 
 
-def _slices(array: np.ndarray) -> Iterator[np.ndarray]:
-    return (array[start : start + BLOCK_ROWS] for start in range(0, len(array), BLOCK_ROWS))
+def _slices(array: np.ndarray, rows: int | None = None) -> Iterator[np.ndarray]:
+    step = rows or BLOCK_ROWS
+    return (array[start : start + step] for start in range(0, len(array), step))
 
 
 def _shard_source(shards: Any) -> VectorSource:

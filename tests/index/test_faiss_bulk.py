@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ance_fast.index import Index, faiss_index
+from ance_fast.index import Index, faiss_bulk, faiss_index
 
 
 @pytest.fixture
@@ -18,6 +19,7 @@ def bulk_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         calls.append(len(queries))
         return original(faiss, index, queries, k, nprobe)
 
+    monkeypatch.setattr(faiss_bulk, "BULK_WORK", 0)
     original = faiss_index.bulk_search
     monkeypatch.setattr(faiss_index, "bulk_search", counted)
     return calls
@@ -25,8 +27,9 @@ def bulk_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("nprobe", [1, 5, 40])
 def test_a_search_list_by_list_finds_what_the_ordinary_one_finds(
-    nprobe: int, corpus: np.ndarray, bulk_calls: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    nprobe: int, corpus: np.ndarray, bulk_calls: list[int], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     index = Index.build(corpus, factory="IVF40,Flat")
     index.remove(["3", "700"])
     generator = np.random.default_rng(3)
@@ -34,7 +37,8 @@ def test_a_search_list_by_list_finds_what_the_ordinary_one_finds(
     own = (np.arange(5001), generator.integers(0, 1198, 5000))
     bulk = index.search(queries, 50, exclude_positions=own, params={"nprobe": nprobe})
     assert bulk_calls == [5000]
-    monkeypatch.setattr(faiss_index, "BULK_QUERIES", 10**9)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(faiss_bulk, "BULK_QUERIES", 10**9)
     ordinary = index.search(queries, 50, exclude_positions=own, params={"nprobe": nprobe})
     assert bulk_calls == [5000]
     assert ((bulk.positions < 0) == (ordinary.positions < 0)).all()
@@ -54,3 +58,12 @@ def test_what_the_list_by_list_search_cannot_do_is_searched_as_ever(
     found = Index.build(corpus, factory=factory).search(queries, 2, **arguments)
     assert not bulk_calls
     assert (found.positions[::10] == found.positions[9::10]).all()
+
+
+def test_short_lists_few_queries_and_many_neighbours_are_searched_as_ever() -> None:
+    index = SimpleNamespace(ntotal=60_000, nlist=64, d=384)
+    assert faiss_bulk.prefers_bulk(index, 8192, 100)
+    assert not faiss_bulk.prefers_bulk(index, 4000, 100)
+    assert not faiss_bulk.prefers_bulk(index, 8192, 1000)
+    index.d, index.ntotal = 64, 20_000
+    assert not faiss_bulk.prefers_bulk(index, 8192, 100)
