@@ -168,6 +168,20 @@ def pool_normalize_backward_cuda(
     workspace_bytes: int,
     stream: int,
 ) -> None: ...
+def few_products(queries: Array, vectors: Array, scores: Array, *, threads: int = 1, isa: str = "auto") -> None: ...
+
+class TopKCollector:
+    def __init__(
+        self,
+        rows: int,
+        k: int,
+        *,
+        allow: Array | None = None,
+        exclude_offsets: Array | None = None,
+        excluded: Array | None = None,
+    ) -> None: ...
+    def add(self, scores: Array, *, row: int, first: int, threads: int = 1, isa: str = "auto") -> None: ...
+    def result(self, scores: Array, positions: Array, *, threads: int = 1) -> None: ...
 
 class TokenPacker:
     def __init__(

@@ -52,7 +52,7 @@ def extension_problem() -> str | None:
         from ance_fast import _C
     except ImportError as error:
         return f"the compiled extension does not import ({error})"
-    return None if hasattr(_C, "pairwise_loss") else "the compiled extension is from another version"
+    return None if hasattr(_C, "TopKCollector") else "the compiled extension is from another version"
 
 
 def _cpp_reason(_: str) -> str:
@@ -116,7 +116,7 @@ BACKENDS: dict[str, tuple[Backend, ...]] = {
     "pool_normalize": (_CPP, replace(_CUDA, widest=8192), replace(_TRITON, widest=16384), _TORCH, _REFERENCE),
     "contrastive_loss": (_CPP, _TRITON, _CHUNKED, _REFERENCE),
     "pairwise_loss": (_CPP, _TRITON, _TORCH, _REFERENCE),
-    "topk_inner_product": (replace(_TORCH, dtypes=_CPP_DTYPES), _BRUTE_FORCE),
+    "topk_inner_product": (_CPP, _TRITON, replace(_TORCH, dtypes=_CPP_DTYPES), _BRUTE_FORCE),
     "encoder_layer": (_CPP_FLOAT, _TORCH),
 }
 

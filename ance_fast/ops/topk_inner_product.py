@@ -194,7 +194,7 @@ def _collector(backend: str) -> Callable[[Problem], Collector]:
     return importlib.import_module(f"ance_fast.ops.topk_inner_product_{_MODULES[backend]}").Collector
 
 
-_MODULES = {"torch": "torch"}
+_MODULES = {"cpp": "cpu", "torch": "torch", "triton": "triton"}
 
 
 def _search(

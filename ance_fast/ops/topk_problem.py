@@ -41,6 +41,18 @@ class Problem:
     def rows(self) -> int:
         return self.queries.shape[0]
 
+    def only(self, rows: Tensor) -> Problem:
+        """The same for the queries `rows` alone."""
+        if self.exclude is None:
+            return Problem(self.queries[rows], self.k, self.allow, None)
+        offsets, positions = self.exclude
+        lengths = offsets.diff()[rows]
+        ends = lengths.cumsum(0)
+        places = torch.arange(int(lengths.sum()), device=rows.device)
+        places += torch.repeat_interleave(offsets[rows] - (ends - lengths), lengths)
+        lists = torch.cat([ends.new_zeros(1), ends]), positions[places]
+        return Problem(self.queries[rows], self.k, self.allow, lists)
+
     def hidden(self, first: int, count: int) -> Hidden:
         """Of the tile of vectors first .. first + count."""
         columns = None if self.allow is None else ~self.allow[first : first + count]

@@ -42,6 +42,9 @@ EXPECTED = {
     "pool backward mean fp32": (True, True, 0),
     "pool backward cls bf16": (True, True, 0),
     "pool backward max bf16": (True, True, 0),
+    "topk filter": (True, False, 0),
+    "topk filter with lists": (True, False, 0),
+    "topk compact": (True, False, 1),
 }
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int64: "i64", torch.int32: "i32"}
 
@@ -94,8 +97,8 @@ def compile_through(module, kernel, launch):
         "shared": compiled.metadata.shared,
         "registers": registers * compiled.metadata.num_warps * 32,
         "spills": len(re.findall(r"\b(?:LDL|STL)\b", sass)),
-        "wide_loads": len(re.findall(r"ld\.global\S*\.v4\.b32", ptx)),
-        "wide_stores": len(re.findall(r"st\.global\S*\.v4\.b32", ptx)),
+        "wide_loads": len(re.findall(r"ld\.global\S*\.(?:v4\.b32|v2\.b64)", ptx)),
+        "wide_stores": len(re.findall(r"st\.global\S*\.(?:v4\.b32|v2\.b64)", ptx)),
         "barriers": len(re.findall(r"\b(?:ttg|gpu)\.barrier\b", compiled.asm["ttir"])),
     }
 
@@ -176,10 +179,27 @@ def pool_forms():
     yield "pool backward max bf16", pool, "pool_backward_kernel", backward("max", "l2", torch.bfloat16, 4096)
 
 
+def topk_forms():
+    from ance_fast.ops import topk_inner_product_triton as topk
+    from ance_fast.ops.topk_problem import Problem
+
+    def collector(listed):
+        lists = (torch.tensor([0, 1, 1]), torch.zeros(16, dtype=torch.int64)) if listed else None
+        return topk.Collector(Problem(torch.empty(2, 16), 200, torch.ones(32, dtype=torch.bool), lists))
+
+    def filtered(listed):
+        return lambda: collector(listed)._filter(torch.empty(2, 16384), 0, slice(0, 2))
+
+    yield "topk filter", topk, "filter_kernel", filtered(False)
+    yield "topk filter with lists", topk, "filter_kernel", filtered(True)
+    yield "topk compact", topk, "compact_kernel", lambda: collector(False)._compact(slice(0, 2), 1024)
+
+
 def forms():
     yield from softmax_forms()
     yield from pairwise_forms()
     yield from pool_forms()
+    yield from topk_forms()
 
 
 @pytest.fixture(scope="module")
