@@ -1,8 +1,9 @@
-"""Choosing who holds the vectors: FAISS on the CPU or a GPU, or torch."""
+"""Who holds the vectors: our exact search for Flat, FAISS for everything else."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import mmap
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,11 +11,19 @@ import numpy as np
 
 from ance_fast.errors import ConfigError
 from ance_fast.index import factory as factories
+from ance_fast.index.devices import torch_devices
 from ance_fast.index.exact import ExactBackend
-from ance_fast.index.faiss_index import new_backend
-from ance_fast.index.faiss_library import faiss_kind
+from ance_fast.index.faiss_gpu import cagra
+from ance_fast.index.faiss_index import FaissBackend
+from ance_fast.index.faiss_library import import_faiss
 from ance_fast.index.ids import IdTable
+from ance_fast.index.mapped import DTYPES, MappedFile
+from ance_fast.index.selection import Selection
 from ance_fast.index.vectors import VectorSource, prepared_blocks, sample
+
+Progress = Callable[[int], None]
+# Copied while still in the cache from being checked.
+FLAT_ROWS = 2048
 
 
 class Backend(Protocol):
@@ -24,46 +33,114 @@ class Backend(Protocol):
 
     def __len__(self) -> int: ...
     def add(self, block: np.ndarray) -> None: ...
+    def replace(self, rows: np.ndarray, vectors: np.ndarray) -> None: ...
+    def remove(self, rows: np.ndarray) -> None: ...
     def check_params(self, params: Mapping[str, int]) -> None: ...
     def search(
-        self, queries: np.ndarray, k: int, mask: np.ndarray | None, params: Mapping[str, int]
+        self, queries: np.ndarray, k: int, selection: Selection, params: Mapping[str, int]
     ) -> tuple[np.ndarray, np.ndarray]: ...
     def reconstruct(self, rows: np.ndarray) -> np.ndarray: ...
-    def save(self, directory: Path) -> None: ...
+    def save(self, directory: Path) -> dict[str, Any]: ...
 
 
-def make_backend(
-    source: VectorSource, ids: IdTable, factory: str, metric: str, device: str, train_size: int | None, seed: int
+def build_backend(
+    source: VectorSource,
+    ids: IdTable,
+    factory: str,
+    metric: str,
+    devices: Sequence[str],
+    dtype: str | None,
+    train_size: int | None,
+    seed: int,
+    progress: Progress | None,
 ) -> Backend:
-    """An empty backend for `factory`, trained on a sample of `source` if it has to be. Errors as for `Index.build`."""
-    _check_device(device)
+    """A backend for `factory` that holds the vectors of `source`. Errors as for `Index.build`."""
     if train_size is not None and train_size < 1:
         raise ConfigError(f"train_size is {train_size}; it must be at least 1")
+
+    def blocks(source: VectorSource = source) -> Any:
+        return prepared_blocks(source, metric, lambda row: repr(ids[row]))
+
     if factories.is_flat(factory):
-        return flat_backend(source.dim, device)
+        # Rows of another dtype than the stored one, and normalised ones, are converted from what they stand for.
+        as_stored = metric != "cosine" and stored_dtype(source, metric, dtype) == source.dtype.name
+        exact = ExactBackend(
+            source.dim,
+            torch_devices(devices),
+            dtype=stored_dtype(source, metric, dtype),
+            mean=source.mean if as_stored else None,
+        )
+        exact.reserve(source.count)
+        for block in blocks((source.stored() if as_stored else source).in_slices(FLAT_ROWS)):
+            exact.add_stored(block)
+            _advance(progress, block)
+        return exact
+    degree = factories.cagra_degree(factory)
+    if degree is not None:
+        faiss = import_faiss(factory)
+        graph = cagra(faiss, sample(source, blocks(), source.count, seed), degree, devices)
+        return FaissBackend(factory, graph, devices)
+    backend = FaissBackend(factory, _trained(source, blocks, factory, train_size, seed), devices)
+    backend.reserve(source.count)
+    if progress is not None:
+        progress(0)
+    for block in blocks():
+        backend.add(block)
+        _advance(progress, block)
+    return backend
 
-    def training(faiss: Any, index: Any) -> np.ndarray:
-        wanted = factories.training_size(faiss, index) if train_size is None else train_size
-        limited = train_size is not None and train_size < source.count
-        points = min(wanted, source.count)
-        factories.check_training(faiss, index, factory, points, "train_size is" if limited else "the corpus has")
-        return sample(source, prepared_blocks(source, metric, lambda row: repr(ids[row])), points, seed)
 
-    return new_backend(factory, source.dim, device, seed, training)
-
-
-def flat_backend(dim: int, device: str) -> Backend:
-    """An empty exact backend: FAISS where it can run on `device`, else torch."""
-    _check_device(device)
-    kind = faiss_kind()
-    if kind is None or (device.startswith("cuda") and kind == "faiss-cpu"):
-        import torch
-
-        return ExactBackend(dim, ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    return new_backend("Flat", dim, device, 0, None)
+def stored_dtype(source: VectorSource, metric: str, dtype: str | None) -> str:
+    """The dtype Flat stores vectors in: `dtype`, or float16 if they come so and need not be normalised."""
+    if dtype is None:
+        return "float16" if source.dtype == np.float16 and metric != "cosine" else "float32"
+    if dtype not in DTYPES:
+        raise ConfigError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
+    return dtype
 
 
-def _check_device(device: str) -> None:
-    kind, _, number = device.partition(":")
-    if device not in ("auto", "cpu", "cuda") and not (kind == "cuda" and number.isdecimal()):
-        raise ConfigError(f"unknown device {device!r}; choose 'auto', 'cpu', 'cuda' or 'cuda:N'")
+def attached_backend(source: VectorSource, metric: str, devices: Sequence[str]) -> ExactBackend:
+    """Exact search over the vectors of `source` where they lie."""
+    exact = ExactBackend(
+        source.dim, torch_devices(devices), dtype=source.dtype.name, mean=source.mean, normalize=metric == "cosine"
+    )  # fmt: skip
+    for rows in source.parts():
+        if str(rows.dtype).removeprefix("torch.") not in (*DTYPES, "bfloat16"):
+            raise ConfigError(f"embeddings are of type {rows.dtype}; to be searched where they are: float32 or float16")
+        # A slice of a mapped file is not known by the file: that could not be linked when the index is saved.
+        whole = isinstance(rows, np.memmap) and isinstance(rows.base, mmap.mmap)
+        if whole and str(rows.filename).endswith(".npy"):
+            file = MappedFile(str(rows.filename), source.dim)
+            exact.attach(file.rows, file, lent=True, on_disk=True)
+        else:
+            exact.attach(rows, lent=True, on_disk=isinstance(rows, np.memmap))
+    return exact
+
+
+def _trained(
+    source: VectorSource, blocks: Callable[[], Any], factory: str, train_size: int | None, seed: int
+) -> Any:  # fmt: skip
+    """The empty FAISS index of `factory`, trained on a sample of the vectors if it has to be.
+
+    Training is on the CPU whatever the device, so that lists and codes do not depend on it.
+    """
+    faiss = import_faiss(factory)
+    index = factories.create(faiss, factory, source.dim, seed)
+    if index.is_trained:
+        return index
+    limited = train_size is not None and train_size < source.count
+    points = min(train_size or factories.training_size(faiss, index), source.count)
+    factories.check_training(faiss, index, factory, points, "train_size is" if limited else "the corpus has")
+    drawn = sample(source, blocks(), points, seed)
+    try:
+        factories.train(faiss, index, drawn, seed)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{factory} cannot be trained on {points} vectors: {factories.faiss_message(error)}"
+        ) from error
+    return index
+
+
+def _advance(progress: Progress | None, block: np.ndarray) -> None:
+    if progress is not None:
+        progress(len(block))

@@ -18,11 +18,18 @@ EXAMPLES = "'Flat', 'HNSW32', 'IVF1024,Flat', 'IVF1024,PQ16', 'OPQ16,IVF1024,PQ1
 POINTS_RECOMMENDED = 39
 POINTS_USED = 256
 MIN_TRAINING_POINTS = 65_536
+CAGRA_DEGREE = 64
 
 
 def is_flat(factory: str) -> bool:
     """Whether `factory` means exact search over the vectors as they are."""
     return factory == "Flat"
+
+
+def cagra_degree(factory: str) -> int | None:
+    """The degree of the graph of "CAGRA" or "CAGRA32"; None for another factory. FAISS has no string for it."""
+    found = re.fullmatch(r"CAGRA([1-9]\d*)?", factory)
+    return int(found[1] or CAGRA_DEGREE) if found else None
 
 
 def create(faiss: Any, factory: str, dim: int, seed: int) -> Any:
@@ -83,6 +90,14 @@ def layers(faiss: Any, index: Any) -> Iterator[Any]:
         if isinstance(inner, faiss.Index):
             yield from layers(faiss, inner)
             return
+
+
+def stored_layers(faiss: Any, index: Any) -> Iterator[Any]:
+    """As `layers`, and what a refinement keeps to score its candidates again."""
+    for layer in layers(faiss, index):
+        yield layer
+        if isinstance(layer, faiss.IndexRefine):
+            yield faiss.downcast_index(layer.refine_index)
 
 
 def lists(faiss: Any, index: Any) -> int:

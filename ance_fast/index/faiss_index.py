@@ -1,9 +1,9 @@
-"""The FAISS side of `Index`: one inner-product index of any factory string, on the CPU or one GPU."""
+"""The FAISS side of `Index`: one inner-product index of any factory string but Flat, on the CPU or on GPUs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,90 +11,130 @@ import numpy as np
 
 from ance_fast.errors import ArtifactError, ConfigError
 from ance_fast.index import factory as factories
-from ance_fast.index.exact import exact_top_k
+from ance_fast.index.faiss_bulk import bulk_search, prefers_bulk, searches_in_bulk
+from ance_fast.index.faiss_gpu import GPU_MAX_K, gpu_numbers, to_gpus
 from ance_fast.index.faiss_library import faiss_kind, import_faiss
 from ance_fast.index.result import ranked
+from ance_fast.index.selection import Selection
 
-# Flat: neighbours fetched beyond k, so that a tie at the k-th place is usually seen whole.
-TIE_MARGIN = 16
-# FAISS' limit for the neighbours of one query on a GPU.
-GPU_MAX_K = 2048
+LABELS = "labels.npy"
 
 
 class FaissBackend:
-    """Wraps a FAISS index; row numbers are the order of adding."""
+    """Wraps a trained FAISS index.
 
-    def __init__(self, factory: str, index: Any, device: str) -> None:
+    labels: int64 [count], rising: the number FAISS knows each row by. None as long as nothing was removed: then they
+    are the rows themselves.
+    """
+
+    def __init__(
+        self, factory: str, index: Any, devices: Sequence[str] = ("cpu",), labels: np.ndarray | None = None
+    ) -> None:
         self._faiss = import_faiss(factory)
         self._factory = factory
         layers = list(factories.layers(self._faiss, index))
         self._refined = isinstance(layers[0], self._faiss.IndexRefine)
         self._nlist = factories.lists(self._faiss, index)
         self._hnsw = any(isinstance(layer, self._faiss.IndexHNSW) for layer in layers)
-        self._index = self._on_device(index, device)
-        self.on_gpu = self._index is not index
+        self._index, self.on_gpu = self._placed(index, devices)
         self.name = (faiss_kind() or "faiss-cpu") if self.on_gpu else "faiss-cpu"
         # Others (product quantisers without lists, NSG, refinement, GPU indexes) are asked for more and filtered after.
         selectable = ("IndexFlat", "IndexIVF", "IndexHNSW", "IndexScalarQuantizer")
         types = tuple(getattr(self._faiss, name) for name in selectable)
         searched = next(layer for layer in layers if not isinstance(layer, self._faiss.IndexPreTransform))
         self._selects = isinstance(searched, types) and not self.on_gpu
+        self._edits = isinstance(searched, self._faiss.IndexIVF) and not self.on_gpu
+        self._bulk = searches_in_bulk(self._faiss, layers[0]) and not self.on_gpu
+        self._labels = labels
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
 
     @classmethod
-    def load(cls, factory: str, path: Path, device: str) -> FaissBackend:
-        """Read the file `save` made. Raises `ArtifactError` if FAISS cannot."""
+    def load(cls, factory: str, directory: Path, devices: Sequence[str]) -> FaissBackend:
+        """Read what `save` wrote. Raises `ArtifactError` if FAISS cannot."""
         faiss = import_faiss(factory)
+        path = directory / "index.faiss"
         try:
-            return cls(factory, faiss.read_index(str(path)), device)
+            index = faiss.read_index(str(path))
         except RuntimeError as error:
             reason = factories.faiss_message(error)
             raise ArtifactError(
                 f"{path}: FAISS {faiss.__version__} cannot read it ({reason}); build the index again"
             ) from error
+        labels = np.load(directory / LABELS, allow_pickle=False) if (directory / LABELS).exists() else None
+        return cls(factory, index, devices, labels)
 
-    def save(self, directory: Path) -> None:
-        """Write vectors.npy for Flat, which any backend reads, and index.faiss for everything else."""
+    def save(self, directory: Path) -> dict[str, Any]:
+        """Write index.faiss, and labels.npy if documents were removed."""
         index = self._faiss.index_gpu_to_cpu(self._index) if self.on_gpu else self._index
-        if factories.is_flat(self._factory):
-            np.save(directory / "vectors.npy", self._flat_vectors(index))
-        else:
-            self._faiss.write_index(index, str(directory / "index.faiss"))
+        self._faiss.write_index(index, str(directory / "index.faiss"))
+        if self._labels is not None:
+            np.save(directory / LABELS, self._labels)
+        return {"dtype": "float32"}
+
+    def reserve(self, count: int) -> None:
+        """Allocate room for `count` vectors where they lie in one array, which otherwise doubles as it grows."""
+        for layer in factories.stored_layers(self._faiss, self._index) if not self.on_gpu else ():
+            if isinstance(layer, self._faiss.IndexFlatCodes):
+                layer.codes.resize(count * layer.code_size)
+                layer.codes.resize(0)  # the memory stays
 
     def add(self, block: np.ndarray) -> None:
         """Append float32 [m, dim]."""
         try:
-            self._index.add(block)
+            if self._labels is None:
+                self._index.add(block)
+            else:
+                start = 1 + int(self._labels[-1]) if len(self._labels) else 0
+                fresh = np.arange(start, start + len(block), dtype=np.int64)
+                self._index.add_with_ids(block, fresh)
+                self._labels = np.concatenate([self._labels, fresh])
         except RuntimeError as error:
             raise ConfigError(f"{self._factory} cannot add vectors: {factories.faiss_message(error)}") from error
 
+    def replace(self, rows: np.ndarray, vectors: np.ndarray) -> None:
+        """Put float32 `vectors` [m, dim] into `rows` (int64 [m], distinct); the lists stay as they were trained."""
+        self._refuse_edits("replace")
+        labels = rows if self._labels is None else self._labels[rows]
+        self._index.remove_ids(labels)
+        self._index.add_with_ids(vectors, labels)
+
+    def remove(self, rows: np.ndarray) -> None:
+        """Take `rows` (int64, distinct) out; the rows behind them move up."""
+        self._refuse_edits("remove")
+        labels = np.arange(len(self), dtype=np.int64) if self._labels is None else self._labels
+        self._index.remove_ids(labels[rows])
+        self._labels = np.delete(labels, rows)
+
     def search(
-        self, queries: np.ndarray, k: int, mask: np.ndarray | None, params: Mapping[str, int]
+        self, queries: np.ndarray, k: int, selection: Selection, params: Mapping[str, int]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Best k rows of `queries` [n, dim] among those where `mask` (bool [count]) is set, ranked, -1 past the end.
+        """The best k rows found of each of `queries` [n, dim] that `selection` allows, ranked, -1 past the end.
+
+        Documents for all queries are left out by FAISS where it can; others are found and dropped, so as many more are
+        fetched.
 
         Raises:
             ConfigError: a parameter this index does not have, or more neighbours than a GPU index returns.
         """
         self.check_params(params)
-        allowed = len(self) if mask is None else int(mask.sum())
-        exact = factories.is_flat(self._factory)
-        fetch = min(k + TIE_MARGIN, allowed) if exact else k
+        mask, count = selection.allow, len(self)
+        fetch = k + selection.most_excluded
         if mask is not None and not self._selects:
-            fetch = min(fetch + len(self) - allowed, len(self))
+            fetch += count - selection.allowed
+        fetch = min(fetch, count)
         if self.on_gpu and fetch > GPU_MAX_K:
             raise ConfigError(
-                f"FAISS on a GPU returns at most {GPU_MAX_K} neighbours and this search needs {fetch} "
-                "(k, a margin, and every excluded document); load the index with device='cpu'"
+                f"FAISS on a GPU returns at most {GPU_MAX_K} neighbours and this search needs {fetch} (k, and every "
+                "excluded document); Flat on a GPU has no such limit, nor has this index loaded with device='cpu'"
             )
         scores, positions = self._raw_search(queries, fetch, mask, params)
+        if self._labels is not None:
+            positions = np.where(positions < 0, -1, np.searchsorted(self._labels, positions))
         if mask is not None and not self._selects:
             positions = np.where((positions >= 0) & mask[positions], positions, -1)
-        scores, positions = ranked(scores, positions)
-        if exact and fetch < allowed and not self.on_gpu:
-            self._resolve_ties(queries, k, mask, scores, positions)
+        scores, positions = ranked(scores, selection.without_exceptions(positions))
         return scores[:, :k], positions[:, :k]
 
     def check_params(self, params: Mapping[str, int]) -> None:
@@ -109,25 +149,26 @@ class FaissBackend:
                 raise ConfigError(f"search parameter {key} is {value!r}; it must be a whole number of at least 1")
 
     def reconstruct(self, rows: np.ndarray) -> np.ndarray:
-        """Vectors of `rows`, float32 [len(rows), dim]; Flat only."""
-        vectors: np.ndarray = self._index.reconstruct_batch(rows)
-        return vectors
+        """Raises `ConfigError`: what is kept of the vectors is not what was given."""
+        raise ConfigError(f"{self._factory} does not keep its vectors in row order; only Flat reconstructs them")
 
     def _raw_search(
         self, queries: np.ndarray, k: int, mask: np.ndarray | None, params: Mapping[str, int]
     ) -> tuple[np.ndarray, np.ndarray]:
-        search_params = self._search_params(k, mask, params)
         try:
-            scores, positions = self._index.search(queries, k, params=search_params)
+            if self._bulk and mask is None and prefers_bulk(self._index, len(queries), k):
+                nprobe = params.get("nprobe", default_nprobe(self._nlist))
+                return bulk_search(self._faiss, self._index, queries, k, min(nprobe, self._nlist))
+            scores, labels = self._index.search(queries, k, params=self._search_params(k, mask, params))
         except RuntimeError as error:
             raise ConfigError(f"{self._factory} cannot search so: {factories.faiss_message(error)}") from error
-        return scores, positions
+        return scores, labels
 
     def _search_params(self, k: int, mask: np.ndarray | None, params: Mapping[str, int]) -> Any:
         chosen: dict[str, Any] = dict(params)
         if mask is not None and self._selects:
             # The selector keeps the bitmap alive, and the parameters the selector.
-            chosen["sel"] = self._faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
+            chosen["sel"] = self._faiss.IDSelectorBitmap(np.packbits(self._by_label(mask), bitorder="little"))
         share = 1.0 if mask is None else max(1, int(mask.sum())) / len(self)
         if self._nlist:
             chosen.setdefault("nprobe", default_nprobe(self._nlist, share))
@@ -142,65 +183,33 @@ class FaissBackend:
             return self._faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=found)
         return found
 
-    def _resolve_ties(
-        self, queries: np.ndarray, k: int, mask: np.ndarray | None, scores: np.ndarray, positions: np.ndarray
-    ) -> None:
-        """Search exactly for queries whose k-th score goes on past the last neighbour fetched: FAISS picks any."""
-        tied = np.flatnonzero(scores[:, k - 1] == scores[:, -1])
-        if not len(tied):
-            return
-        import torch
+    def _by_label(self, mask: np.ndarray) -> np.ndarray:
+        if self._labels is None:
+            return mask
+        spread = np.zeros(1 + int(self._labels[-1]), dtype=bool)
+        spread[self._labels] = mask
+        return spread
 
-        vectors = torch.from_numpy(self._flat_vectors(self._index))
-        scores[tied, :k], positions[tied, :k] = exact_top_k(queries[tied], vectors, k, mask)
-
-    def _flat_vectors(self, index: Any) -> np.ndarray:
-        """The matrix inside a CPU Flat index, float32 [count, dim], without a copy."""
-        if not index.ntotal:
-            return np.empty((0, index.d), dtype=np.float32)
-        flat = self._faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d)
-        matrix: np.ndarray = flat.reshape(index.ntotal, index.d)
-        return matrix
-
-    def _on_device(self, index: Any, device: str) -> Any:
-        """`index` on a GPU when asked for, or when "auto" and FAISS has one and a GPU form of it."""
-        gpus = self._faiss.get_num_gpus() if hasattr(self._faiss, "StandardGpuResources") else 0
-        if device == "cpu" or (device == "auto" and not gpus):
-            return index
-        if not gpus:
+    def _refuse_edits(self, what: str) -> None:
+        if not self._edits:
             raise ConfigError(
-                f"device {device!r} asked for, but {faiss_kind()} sees no GPU; use device='cpu' or "
-                "pip install 'ance_fast[gpu]' in place of faiss-cpu"
+                f"{self._factory}{' on a GPU' if self.on_gpu else ''} cannot {what} documents (Flat and IVF on the CPU "
+                "can); build the index again"
             )
-        number = int(device.partition(":")[2] or 0)
+
+    def _placed(self, index: Any, devices: Sequence[str]) -> tuple[Any, bool]:
+        """`index` on the GPUs asked for; for "auto", on the GPU FAISS sees if it has a form of it there."""
+        if isinstance(index, getattr(self._faiss, "GpuIndex", ())):
+            return index, True
+        numbers = gpu_numbers(self._faiss, devices)
+        if not numbers:
+            return index, False
         try:
-            return self._faiss.index_cpu_to_gpu(self._faiss.StandardGpuResources(), number, index)
-        except RuntimeError as error:
-            if device == "auto":
-                return index
-            raise ConfigError(
-                f"{self._factory} does not run on {device}: {factories.faiss_message(error)}; use device='cpu'"
-            ) from error
-
-
-def new_backend(factory: str, dim: int, device: str, seed: int, training: Any) -> FaissBackend:
-    """Create and, where the index needs it, train.
-
-    Args:
-        training: called with (FAISS module, untrained index); checks and returns the sample, float32 [m, dim].
-            Training is on the CPU whatever the device, so that lists and codes do not depend on it.
-    """
-    faiss = import_faiss(factory)
-    index = factories.create(faiss, factory, dim, seed)
-    if not index.is_trained:
-        sample = training(faiss, index)
-        try:
-            factories.train(faiss, index, sample, seed)
-        except RuntimeError as error:
-            raise ConfigError(
-                f"{factory} cannot be trained on {len(sample)} vectors: {factories.faiss_message(error)}"
-            ) from error
-    return FaissBackend(factory, index, device)
+            return to_gpus(self._faiss, index, self._factory, numbers), True
+        except ConfigError:
+            if tuple(devices) == ("auto",):
+                return index, False
+            raise
 
 
 def default_nprobe(nlist: int, allowed_share: float = 1.0) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,32 @@ class IdTable:
                 f"{len(rows)} of {len(other)} ids are; ids must be distinct"
             )
         return IdTable(pa.chunked_array([*self._column.chunks, *other._column.chunks], type=pa.large_string()))
+
+    def without(self, rows: np.ndarray) -> IdTable:
+        """This table less `rows`."""
+        kept = np.ones(len(self), dtype=bool)
+        kept[rows] = False
+        return IdTable(self._column.filter(pa.array(kept)))
+
+    @classmethod
+    def joined(cls, tables: Sequence[IdTable]) -> IdTable:
+        """The tables one after the other. Raises `ConfigError` naming an id that is in two of them, and which."""
+        column = pa.chunked_array([chunk for table in tables for chunk in table._column.chunks], type=pa.large_string())
+        if pc.count_distinct(column).as_py() != len(column):
+            for later, table in enumerate(tables):
+                for earlier, other in enumerate(tables[:later]):
+                    both = np.flatnonzero(pc.is_valid(pc.index_in(other._column, value_set=table._column)).to_numpy())
+                    if len(both):
+                        raise ConfigError(
+                            f"document id {other[int(both[0])]!r} is in index {earlier} and in index {later} of those "
+                            f"merged, and so are {len(both) - 1} others; ids must be distinct"
+                        )
+        return cls(column)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the column."""
+        return int(self._column.nbytes)
 
 
 def _string_column(ids: Any) -> pa.ChunkedArray:

@@ -6,8 +6,9 @@ Exact (`Flat`) by default: it needs no training and misses nothing. Every FAISS 
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,25 @@ import numpy as np
 from ance_fast.artifacts import open_artifact, staged_artifact
 from ance_fast.errors import ArtifactError, ConfigError
 from ance_fast.index import factory as factories
-from ance_fast.index.backends import Backend, flat_backend, make_backend
-from ance_fast.index.faiss_index import FaissBackend
+from ance_fast.index import memory
+from ance_fast.index.backends import Backend, Progress, attached_backend, build_backend, stored_dtype
+from ance_fast.index.devices import chosen_devices
 from ance_fast.index.ids import IdTable
+from ance_fast.index.memory import MemoryEstimate, estimate_memory
+from ance_fast.index.merged import MergedBackend
 from ance_fast.index.result import SearchResult, checked_k, padded
-from ance_fast.index.stored import check_fingerprint, read_vectors, versions
-from ance_fast.index.vectors import BLOCK_ROWS, VectorSource, prepared_blocks, query_matrix, vector_source
+from ance_fast.index.selection import make_selection
+from ance_fast.index.stored import check_fingerprint, read_backend, versions
+from ance_fast.index.vectors import VectorSource, prepared_blocks, query_matrix, vector_source
+
+logger = logging.getLogger(__name__)
 
 KIND = "index"
 METRICS = ("ip", "cosine")
-Progress = Callable[[int], None]
 
 
 class Index:
-    """Use `Index.build` or `Index.load`.
+    """Use `Index.build`, `Index.over`, `Index.load` or `Index.merged`.
 
     Attributes:
         factory, metric, dim: as built.
@@ -56,69 +62,186 @@ class Index:
         metric: str = "ip",
         device: str = "auto",
         *,
+        devices: Sequence[str] | None = None,
+        dtype: str | None = None,
         fingerprint: str | None = None,
         train_size: int | None = None,
         seed: int = 0,
+        check_memory: bool = True,
         progress: Progress | None = None,
     ) -> Index:
         """Index document vectors.
 
+        The vectors are read in slices of at most 65,536 rows and held once; what this takes is logged before it begins.
+
         Args:
-            embeddings: [n, dim] NumPy array or torch tensor of a floating type (stored as float32), or embedding shards
-                (an object with `ids` that iterates over arrays [m, dim]); read in slices of 65,536 rows.
+            embeddings: [n, dim] NumPy array or torch tensor of a floating type, or embedding shards (an object with
+                `ids` that iterates over arrays [m, dim]).
             ids: n distinct strings; None takes those of the shards, or "0", "1", ....
-            factory: any FAISS `index_factory` string: "Flat" (exact), "HNSW32", "IVF1024,Flat", "IVF1024,PQ16", ....
+            factory: "Flat" (exact), any FAISS `index_factory` string ("HNSW32", "IVF1024,Flat", "IVF1024,PQ16", ...),
+                or "CAGRA" (a graph of degree 64; "CAGRA32": 32), which needs FAISS with cuVS.
             metric: "ip", or "cosine": vectors and queries are L2-normalised; zero vectors stay zero and score 0.
-            device: "auto" (FAISS on a GPU if it sees one, else on the CPU), "cpu", "cuda" or "cuda:N". Flat on "cuda"
-                without a GPU build of FAISS, and anywhere without FAISS, is searched by torch.
+            device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
+            devices: several in place of `device`: each holds an equal part of the vectors, searched at the same time.
+            dtype: what Flat stores. None keeps float16 vectors as they are (but not for "cosine") and makes others
+                float32. Scores are float32; a GPU rounds queries to float16 when the vectors are.
             fingerprint: of the encoder; `load` compares it.
             train_size: vectors to train IVF and PQ on, a sample drawn by `seed`; None: 256 a list, at least 65,536.
-            progress: called after each slice with the rows it had (`progress_bar` yields such a function).
+            check_memory: refuse what does not fit into the memory available.
+            progress: called after each slice with the rows it had (`progress_bar` yields such a function), and with 0
+                when training is over.
 
         Training is deterministic in `seed`; HNSW graphs are on one thread only (FAISS inserts concurrently).
 
         Raises:
             ConfigError: bad shape, dtype, ids, metric, factory or device; NaN or infinity (names the document); fewer
-                vectors than the factory must be trained on.
+                vectors than the factory must be trained on; more memory than there is.
             MissingDependencyError: a factory other than Flat without FAISS.
+
+        Relations: `Index.over` searches vectors where they are, exactly.
         """
-        if metric not in METRICS:
-            raise ConfigError(f"unknown metric {metric!r}; choose one of {', '.join(METRICS)}")
+        _check_metric(metric)
+        places = chosen_devices(device, devices)
         source = vector_source(embeddings)
         table = IdTable.from_ids(ids if ids is not None else source.ids, source.count)
-        backend = make_backend(source, table, factory, metric, device, train_size, seed)
-        index = cls(
-            backend,
-            IdTable.from_ids(None, 0),
-            factory=factory,
-            metric=metric,
-            dim=source.dim,
-            fingerprint=fingerprint or source.fingerprint,
+        expected = estimate_memory(
+            factory, source.count, source.dim, dtype=stored_dtype(source, metric, dtype), train_size=train_size
         )
-        index._append(source, table, progress)
-        return index
+        logger.info("%s over %d x %d: about %s", factory, source.count, source.dim, expected)
+        if check_memory:
+            memory.check_memory(expected, factory, source.count, source.dim, places)
+        backend = build_backend(source, table, factory, metric, places, dtype, train_size, seed, progress)
+        name = fingerprint or source.fingerprint
+        return cls(backend, table, factory=factory, metric=metric, dim=source.dim, fingerprint=name)
+
+    @classmethod
+    def over(
+        cls,
+        embeddings: Any,
+        ids: Any = None,
+        metric: str = "ip",
+        device: str = "auto",
+        *,
+        devices: Sequence[str] | None = None,
+        fingerprint: str | None = None,
+        check: bool = True,
+        progress: Progress | None = None,
+    ) -> Index:
+        """Exact search over vectors where they are: in mapped files (embedding shards), an array, or a device tensor.
+
+        Nothing is copied. Of mapped files one tile at a time is in memory, so the corpus may be larger than it; saving
+        links the files. A change of the array or tensor is a change of the index, and `replace` writes into it.
+
+        Args:
+            embeddings, ids, metric, device, devices, fingerprint: as for `build`; float32 or float16 (bfloat16 on a
+                device). A tensor is searched on its own device. For "cosine" rows are normalised as they are searched.
+            check: read everything once to find NaN and infinity; without, vectors with NaN are never returned.
+            progress: called after each slice checked with the rows it had.
+
+        Raises `ConfigError` as `build` does.
+        """
+        _check_metric(metric)
+        source = vector_source(embeddings)
+        table = IdTable.from_ids(ids if ids is not None else source.ids, source.count)
+        backend = attached_backend(source, metric, chosen_devices(device, devices))
+        if len(backend) != source.count:
+            raise ConfigError(f"the shards hold {len(backend)} vectors for {source.count} ids; encode the corpus again")
+        for block in prepared_blocks(source, "ip", lambda row: repr(table[row])) if check else ():
+            if progress is not None:
+                progress(len(block))
+        name = fingerprint or source.fingerprint
+        return cls(backend, table, factory="Flat", metric=metric, dim=source.dim, fingerprint=name)
+
+    @classmethod
+    def merged(cls, indexes: Sequence[Index]) -> Index:
+        """One index over all documents of `indexes`, which stay as they are; exact if they are (FAISS: IndexShards).
+
+        Documents are numbered in the order of `indexes`. What is changed or added in one of them later is not seen.
+
+        Raises `ConfigError` for no index, for another dimension, metric or encoder, and for an id in two of them.
+        """
+        if not indexes:
+            raise ConfigError("there are no indexes to merge")
+        first = indexes[0]
+        for number, other in enumerate(indexes):
+            for what in ("dim", "metric", "fingerprint"):
+                mine, theirs = getattr(first, what), getattr(other, what)
+                if mine != theirs:
+                    name = "encoder" if what == "fingerprint" else what
+                    raise ConfigError(f"index 0 is of {name} {mine}, index {number} of {theirs}; they do not compare")
+        kinds = dict.fromkeys(index.factory for index in indexes)
+        return cls(
+            MergedBackend([index._backend for index in indexes]),
+            IdTable.joined([index.ids for index in indexes]),
+            factory=next(iter(kinds)) if len(kinds) == 1 else f"merged({'; '.join(kinds)})",
+            metric=first.metric,
+            dim=first.dim,
+            fingerprint=first.fingerprint,
+        )
+
+    @staticmethod
+    def estimate(
+        factory: str, count: int, dim: int, *, dtype: str = "float32", train_size: int | None = None
+    ) -> MemoryEstimate:
+        """Bytes of memory and disk that `factory` over `count` vectors of `dim` numbers takes; see `MemoryEstimate`."""
+        return estimate_memory(factory, count, dim, dtype=dtype, train_size=train_size)
 
     def add(self, embeddings: Any, ids: Any = None, *, progress: Progress | None = None) -> None:
         """Append documents. Arguments and errors as for `build`; bad input adds nothing; nothing is trained again.
 
         Without ids, the new documents are numbered on from the present count.
         """
-        source = vector_source(embeddings)
-        if source.dim != self.dim:
-            raise ConfigError(f"the vectors have {source.dim} dimensions, the index has {self.dim}")
+        source = self._checked_source(embeddings)
         given = ids if ids is not None else source.ids
         table = IdTable.from_ids(given, source.count, start=len(self))
-        self.ids.extended(table)
-        for _ in prepared_blocks(source, "ip", lambda row: repr(table[row])):
-            pass  # every block is checked before the first is added
-        self._append(source, table, progress)
+        grown = self.ids.extended(table)
+        self._check_all(source, table)
+        for block in prepared_blocks(source, self.metric, str):
+            self._backend.add(block)
+            if progress is not None:
+                progress(len(block))
+        self.ids = grown
+
+    def replace(self, embeddings: Any, ids: Any = None) -> None:
+        """Give documents that are in the index new vectors; their positions stay. Flat and IVF on the CPU.
+
+        ids: of the documents, one a vector, distinct; None takes those of the shards. IVF keeps its trained lists.
+
+        Raises `ConfigError` for an unknown id, for vectors `build` would refuse, for other kinds of index, and for
+        vectors that are read-only; nothing is replaced then.
+        """
+        source = self._checked_source(embeddings)
+        given = ids if ids is not None else source.ids
+        if given is None:
+            raise ConfigError("replace needs the ids of the documents that the vectors are of")
+        table = IdTable.from_ids(given, source.count)
+        rows = self._rows_of(table.to_list())
+        self._check_all(source, table)
+        start = 0
+        for block in prepared_blocks(source, self.metric, str):
+            self._backend.replace(rows[start : start + len(block)], block)
+            start += len(block)
+
+    def remove(self, ids: Collection[str]) -> None:
+        """Take documents out; those behind them move up, so that the order stays. Flat and IVF on the CPU.
+
+        Raises `ConfigError` for an unknown id, other kinds of index, and vectors that belong to the caller
+        (`Index.over`); nothing is removed then.
+        """
+        if isinstance(ids, str):
+            raise ConfigError(f"ids is the string {ids!r}; give a collection of document ids")
+        rows = np.sort(self._rows_of(list(dict.fromkeys(ids))))
+        if len(rows):
+            self._backend.remove(rows)
+            self.ids = self.ids.without(rows)
 
     def search(
         self,
         query_embeddings: Any,
         k: int,
         *,
-        exclude: Collection[str] | None = None,
+        exclude: Collection[str] | Sequence[Collection[str]] | None = None,
+        exclude_positions: tuple[Any, Any] | None = None,
         allow: Collection[str] | None = None,
         params: Mapping[str, int] | None = None,
     ) -> SearchResult:
@@ -126,73 +249,89 @@ class Index:
 
         Args:
             query_embeddings: [dim] or [n, dim], n may be 0.
-            k: at least 1; past the number of documents the result is padded with -inf and -1.
-            exclude: document ids never returned; unknown ones are ignored.
-            allow: the only document ids returned (less `exclude`).
+            k: at least 1, without a limit on the CPU and for Flat; past the number of documents the result is padded
+                with -inf and -1.
+            exclude: document ids never returned, or a sequence of n collections of ids, one for each query (its
+                positives, other chunks of its document); unknown ids are ignored.
+            exclude_positions: the same by row numbers, CSR: offsets int64 [n + 1], positions int64.
+            allow: the only document ids returned (less the excluded ones).
             params: {"nprobe": lists visited} for IVF (default: one in 16, at least 8), {"efSearch": candidates} for
                 HNSW (default: max(64, 2 k)); both defaults grow when `exclude` and `allow` leave few documents.
 
-        Flat selects and orders by (-score, position), ties at the k-th place included (FAISS on a GPU picks any).
-        Other indexes return what they find in that order, perhaps fewer than k.
+        Flat selects and orders by (-score, position), ties at the k-th place included; excluded documents are passed
+        over while it scans. Other indexes return what they find in that order, perhaps fewer than k; for documents
+        excluded for single queries, and where FAISS has no filter, they find as many more and drop them. Many
+        queries (4,096 and more) go through the long lists of "IVF...,Flat" list by list.
 
         Raises:
-            ConfigError: k, dimension, NaN, an unknown id in `allow`, or a parameter the index does not have.
+            ConfigError: k, dimension, NaN, an unknown id in `allow`, exclusions that do not fit the queries, or a
+                parameter the index does not have.
         """
         k = checked_k(k)
         self._backend.check_params(params or {})
         queries = query_matrix(query_embeddings, self.dim, self.metric)
-        mask = self._mask(exclude, allow)
-        reachable = min(k, len(self) if mask is None else int(mask.sum()))
+        selection = make_selection(self.ids, len(queries), exclude, allow, exclude_positions)
+        reachable = min(k, selection.allowed)
         if reachable and len(queries):
-            scores, positions = self._backend.search(queries, reachable, mask, params or {})
+            scores, positions = self._backend.search(queries, reachable, selection, params or {})
         else:
             scores, positions = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
         return SearchResult(*padded(scores, positions, k), self.ids)
 
     def reconstruct(self, rows: Any) -> np.ndarray:
-        """The stored vectors of `rows` (integers), float32 [len(rows), dim]; normalised if the metric is cosine.
+        """The vectors of `rows` (integers), float32 [len(rows), dim]; normalised if the metric is cosine.
 
         Raises `ConfigError` for an index other than Flat, which keeps no exact vectors, and for rows out of range.
         """
-        if not factories.is_flat(self.factory):
-            raise ConfigError(f"{self.factory} does not keep its vectors in row order; only Flat reconstructs them")
         wanted = np.asarray(rows, dtype=np.int64).reshape(-1)
         if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
             raise ConfigError(f"rows {wanted.min()}..{wanted.max()} asked for, the index has {len(self)}")
         return self._backend.reconstruct(wanted)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the directory `path`: vectors.npy (Flat) or index.faiss, ids.arrow, manifest.json; whole or not at all.
+        """Write the directory `path`: vectors*.npy (Flat) or index.faiss, ids.arrow, manifest.json.
 
-        An index there before is replaced. Raises `ArtifactError` if something else is there or writing fails.
+        Whole or not at all; an index there before is replaced. Mapped files become hard links where that is possible.
+
+        Raises `ArtifactError` if something else is there or writing fails, `ConfigError` for a merged index.
         """
         manifest = {
             "factory": self.factory,
             "metric": self.metric,
             "dim": self.dim,
             "count": len(self),
-            "dtype": "float32",
             "fingerprint": self.fingerprint,
             "backend": self.backend,
             "versions": versions(),
         }
         try:
             with staged_artifact(path, KIND, manifest) as staging:
-                self._backend.save(staging)
+                manifest |= self._backend.save(staging)
                 self.ids.write(staging / "ids.arrow")
         except (OSError, RuntimeError) as error:
             reason = factories.faiss_message(error)
             raise ArtifactError(f"{path}: the index was not saved ({reason}); is the disk full?") from error
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, fingerprint: str | None = None, device: str = "auto") -> Index:
-        """Open what `save` wrote, every checksum compared.
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        fingerprint: str | None = None,
+        device: str = "auto",
+        devices: Sequence[str] | None = None,
+        in_memory: bool = True,
+    ) -> Index:
+        """Open what `save` wrote, every checksum compared. Flat on the CPU is mapped, not read.
 
         Args:
             fingerprint: of the encoder the queries will come from; an index of another encoder is refused.
+            device, devices: as for `build`; they need not be those it was built on.
+            in_memory: False keeps Flat on disk: a search reads it from there and holds one tile of it, on any device.
 
         Raises:
             ArtifactError: missing, incomplete, damaged, or of another encoder.
+            ConfigError: `in_memory=False` for an index other than Flat.
             MissingDependencyError: an index other than Flat without FAISS.
         """
         root = Path(path)
@@ -203,15 +342,10 @@ class Index:
         except KeyError as error:
             raise ArtifactError(f"{root / 'manifest.json'}: no entry {error}; build the index again") from error
         check_fingerprint(root, recorded, fingerprint)
+        if not in_memory and not factories.is_flat(factory):
+            raise ConfigError(f"{root}: {factory} is searched in memory; only Flat can stay on disk")
         ids = IdTable.read(root / "ids.arrow")
-        backend: Backend
-        if factories.is_flat(factory):
-            backend = flat_backend(dim, device)
-            vectors = read_vectors(root / "vectors.npy", dim)
-            for start in range(0, len(vectors), BLOCK_ROWS):
-                backend.add(np.ascontiguousarray(vectors[start : start + BLOCK_ROWS]))
-        else:
-            backend = FaissBackend.load(factory, root / "index.faiss", device)
+        backend = read_backend(root, manifest, factory, dim, chosen_devices(device, devices), not in_memory)
         if not len(backend) == len(ids) == count:
             raise ArtifactError(
                 f"{root}: {len(backend)} vectors, {len(ids)} ids and a count of {count}; build the index again"
@@ -220,7 +354,7 @@ class Index:
 
     @property
     def backend(self) -> str:
-        """Who searches: "faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs" or "torch"."""
+        """Who searches: "exact" (this package), "faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", or "merged"."""
         return self._backend.name
 
     @property
@@ -234,26 +368,25 @@ class Index:
     def __repr__(self) -> str:
         return f"Index({self.factory}, {self.metric}, {len(self)} x {self.dim}, {self.backend})"
 
-    def _append(self, source: VectorSource, table: IdTable, progress: Progress | None) -> None:
-        for block in prepared_blocks(source, self.metric, lambda row: repr(table[row])):
-            self._backend.add(block)
-            if progress is not None:
-                progress(len(block))
-        self.ids = self.ids.extended(table)
+    def _checked_source(self, embeddings: Any) -> VectorSource:
+        source = vector_source(embeddings)
+        if source.dim != self.dim:
+            raise ConfigError(f"the vectors have {source.dim} dimensions, the index has {self.dim}")
+        return source
 
-    def _mask(self, exclude: Collection[str] | None, allow: Collection[str] | None) -> np.ndarray | None:
-        if not exclude and allow is None:
-            return None
-        for name, chosen in (("exclude", exclude), ("allow", allow)):
-            if isinstance(chosen, str):
-                raise ConfigError(f"{name} is the string {chosen!r}; give a collection of document ids")
-        mask = np.full(len(self), allow is None)
-        if allow is not None:
-            rows = self.ids.find(allow)
-            unknown = next((name for name in allow if name not in rows), None)
-            if unknown is not None:
-                raise ConfigError(f"allow names the document {unknown!r}, which is not in the index")
-            mask[list(rows.values())] = True
-        if exclude:
-            mask[list(self.ids.find(exclude).values())] = False
-        return mask
+    def _rows_of(self, ids: list[str]) -> np.ndarray:
+        found = self.ids.find(ids)
+        unknown = next((name for name in ids if name not in found), None)
+        if unknown is not None:
+            raise ConfigError(f"document {unknown!r} is not in the index")
+        return np.array([found[name] for name in ids], dtype=np.int64)
+
+    def _check_all(self, source: VectorSource, table: IdTable) -> None:
+        """Read every block once, so that what follows cannot stop half-way for a bad vector."""
+        for _ in prepared_blocks(source, "ip", lambda row: repr(table[row])):
+            pass
+
+
+def _check_metric(metric: str) -> None:
+    if metric not in METRICS:
+        raise ConfigError(f"unknown metric {metric!r}; choose one of {', '.join(METRICS)}")

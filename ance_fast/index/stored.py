@@ -1,13 +1,51 @@
-"""Pieces of a saved index: what its directory records and how its files are checked."""
+"""A saved index: what its directory records and how its files are checked."""
 
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ance_fast.errors import ArtifactError
+from ance_fast.index import factory as factories
+from ance_fast.index.backends import Backend
+from ance_fast.index.devices import torch_devices
+from ance_fast.index.exact import ExactBackend
+from ance_fast.index.faiss_index import FaissBackend
+from ance_fast.index.mapped import MappedFile
+from ance_fast.index.vectors import BLOCK_ROWS
+
+
+def read_backend(
+    root: Path, manifest: Mapping[str, Any], factory: str, dim: int, devices: Sequence[str], on_disk: bool
+) -> Backend:
+    """What `Backend.save` wrote into `root`. Raises `ArtifactError` if it is not that."""
+    if not factories.is_flat(factory):
+        return FaissBackend.load(factory, root, devices)
+    names = torch_devices(devices)
+    # Indexes of version 0.1 hold float32 in vectors.npy and say nothing more.
+    files = [MappedFile(root / name, dim) for name in manifest.get("vectors", ["vectors.npy"])]
+    exact = ExactBackend(
+        dim,
+        names,
+        dtype=manifest.get("dtype", "float32"),
+        mean=_read_mean(root / "mean.npy", dim) if manifest.get("centred") else None,
+        normalize=manifest.get("normalize", False),
+    )
+    if on_disk or (len(names) == 1 and names[0] == "cpu"):
+        for file in files:
+            exact.attach(file.rows, file, on_disk=on_disk)
+        return exact
+    exact.reserve(sum(len(file.rows) for file in files))
+    for file in files:
+        for start in range(0, len(file.rows), BLOCK_ROWS):
+            stop = min(start + BLOCK_ROWS, len(file.rows))
+            exact.add_stored(file.rows[start:stop])
+            file.forget(start, stop)
+    return exact
 
 
 def check_fingerprint(root: Path, recorded: str | None, wanted: str | None) -> None:
@@ -25,17 +63,6 @@ def check_fingerprint(root: Path, recorded: str | None, wanted: str | None) -> N
     )
 
 
-def read_vectors(path: Path, dim: int) -> np.ndarray:
-    """Map vectors.npy, float32 [count, dim]. Raises `ArtifactError` if it is anything else."""
-    try:
-        vectors: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError) as error:
-        raise ArtifactError(f"{path}: not readable ({error}); build the index again") from error
-    if vectors.dtype != np.float32 or vectors.ndim != 2 or vectors.shape[1] != dim:
-        raise ArtifactError(f"{path}: {vectors.dtype} {list(vectors.shape)}, expected float32 [count, {dim}]")
-    return vectors
-
-
 def versions() -> dict[str, str]:
     """Installed versions of what made the index."""
     found = {}
@@ -45,3 +72,13 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _read_mean(path: Path, dim: int) -> np.ndarray:
+    try:
+        mean: np.ndarray = np.load(path, allow_pickle=False)
+    except (ValueError, OSError) as error:
+        raise ArtifactError(f"{path}: not readable ({error}); build the index again") from error
+    if mean.shape != (dim,) or mean.dtype != np.float32:
+        raise ArtifactError(f"{path}: {mean.dtype} {list(mean.shape)}, expected float32 [{dim}]")
+    return mean

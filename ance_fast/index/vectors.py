@@ -7,7 +7,7 @@ embedding shards, that is any object with `ids` that iterates, directly or by `i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,17 +15,37 @@ import numpy as np
 from ance_fast.errors import ConfigError
 
 BLOCK_ROWS = 65_536
+NORMALIZED_ROWS = 4096  # at once: the quotients are float64
 
 
 @dataclass(frozen=True)
 class VectorSource:
-    """`count` vectors of `dim` numbers; `blocks()` starts over each time and yields arrays [m <= 65,536, dim]."""
+    """`count` vectors of `dim` numbers; `blocks()` starts over each time and yields arrays [m <= 65,536, dim].
+
+    Attributes:
+        parts: the arrays [m, dim] behind the blocks, in order: whole, as stored, without a copy.
+        mean: float32 [dim] that was taken off the stored rows (`parts`) and that `blocks` puts back; None: nothing was.
+        dtype: of the stored rows.
+    """
 
     count: int
     dim: int
     blocks: Callable[[], Iterator[np.ndarray]]
+    parts: Callable[[], Iterator[Any]]
+    dtype: np.dtype
     ids: Any = None
     fingerprint: str | None = None
+    mean: np.ndarray | None = None
+
+    def stored(self) -> VectorSource:
+        """The same rows as they are stored, the mean not put back."""
+        slices = lambda: (piece for part in self.parts() for piece in _slices(as_array(part)))  # noqa: E731
+        return replace(self, blocks=slices, mean=None)
+
+    def in_slices(self, rows: int) -> VectorSource:
+        """The same rows in blocks of at most `rows`."""
+        whole = self.blocks
+        return replace(self, blocks=lambda: (part for block in whole() for part in _slices(block, rows)))
 
 
 def vector_source(embeddings: Any) -> VectorSource:
@@ -35,7 +55,8 @@ def vector_source(embeddings: Any) -> VectorSource:
     array = as_array(embeddings)
     if array.ndim != 2 or array.shape[1] == 0:
         raise ConfigError(f"embeddings have shape {list(array.shape)}; expected [vectors, dimensions]")
-    return VectorSource(len(array), array.shape[1], lambda: _slices(array))
+    whole = embeddings if hasattr(embeddings, "dtype") else array
+    return VectorSource(len(array), array.shape[1], lambda: _slices(array), lambda: iter((whole,)), array.dtype)
 
 
 def as_array(values: Any) -> np.ndarray:
@@ -67,9 +88,9 @@ def prepared_blocks(
             raise ConfigError(f"rows {start}..: block of shape {list(block.shape)}, expected [rows, {source.dim}]")
         with np.errstate(over="ignore"):
             block = np.ascontiguousarray(block, dtype=np.float32)
-        finite = np.isfinite(block).all(axis=1)
-        if not finite.all():
-            row = start + int(np.argmin(finite))
+        bad = first_not_finite(block)
+        if bad is not None:
+            row = start + bad
             raise ConfigError(f"the vector of {what} {name(row)} (row {row}) holds NaN or infinity; encode it again")
         start += len(block)
         yield normalized(block) if metric == "cosine" else block
@@ -77,11 +98,24 @@ def prepared_blocks(
         raise ConfigError(f"the shards hold {start} vectors for {source.count} ids; encode the corpus again")
 
 
+def first_not_finite(block: np.ndarray) -> int | None:
+    """The first row of float32 [m, dim] with NaN or infinity, None if there is none."""
+    # A matrix-vector product sums each row at the speed of memory, twice that of `isfinite` on every number; a sum is
+    # not finite when a number is not (or, rarely, when large numbers add up to infinity: looked at again).
+    with np.errstate(over="ignore", invalid="ignore"):
+        suspect = np.flatnonzero(~np.isfinite(block @ np.ones(block.shape[1], dtype=np.float32)))
+    bad = suspect[~np.isfinite(block[suspect]).all(axis=1)]
+    return int(bad[0]) if len(bad) else None
+
+
 def normalized(vectors: np.ndarray) -> np.ndarray:
     """Rows of float32 [n, dim] divided by their L2 norm (float64 sums: no overflow); zero rows stay zero."""
-    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
-    norms[norms == 0] = 1.0
-    unit: np.ndarray = (vectors / norms[:, None]).astype(np.float32)
+    unit = np.empty(vectors.shape, dtype=np.float32)
+    for start in range(0, len(vectors), NORMALIZED_ROWS):
+        rows = vectors[start : start + NORMALIZED_ROWS]
+        norms = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
+        norms[norms == 0] = 1.0
+        unit[start : start + NORMALIZED_ROWS] = rows / norms[:, None]
     return unit
 
 
@@ -92,34 +126,64 @@ def query_matrix(queries: Any, dim: int, metric: str) -> np.ndarray:
         array = array[None]
     if array.ndim != 2 or array.shape[1] != dim:
         raise ConfigError(f"queries have shape {list(np.shape(queries))}, the index has {dim} dimensions")
-    source = VectorSource(len(array), dim, lambda: iter((array,)))
+    source = VectorSource(len(array), dim, lambda: iter((array,)), lambda: iter((array,)), array.dtype)
     return next(iter(prepared_blocks(source, metric, str, what="query")))
 
 
 def sample(source: VectorSource, blocks: Iterator[np.ndarray], size: int, seed: int) -> np.ndarray:
-    """`size` distinct rows drawn by `seed`, in row order, float32 [size, dim]; holds one block at a time."""
-    if size >= source.count:
-        return np.concatenate(list(blocks))
-    rows = np.sort(np.random.default_rng(seed).choice(source.count, size, replace=False))
-    parts, start = [], 0
+    """`size` distinct rows drawn by `seed`, in row order, float32 [size, dim]; holds one block beside them."""
+    size = min(size, source.count)
+    return taken(source, blocks, sample_rows(source.count, size, seed))
+
+
+def sample_rows(count: int, size: int, seed: int) -> np.ndarray:
+    """`size` distinct numbers below `count` drawn by `seed`, ascending, int64."""
+    if size >= count:
+        return np.arange(count)
+    rows: np.ndarray = np.sort(np.random.default_rng(seed).choice(count, size, replace=False))
+    return rows
+
+
+def taken(source: VectorSource, blocks: Iterator[np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """The rows `rows` (ascending) of `blocks`, float32 [len(rows), dim]."""
+    found = np.empty((len(rows), source.dim), dtype=np.float32)
+    start = 0
     for block in blocks:
         low, high = np.searchsorted(rows, [start, start + len(block)])
-        parts.append(block[rows[low:high] - start])
+        found[low:high] = block[rows[low:high] - start]
         start += len(block)
-    return np.concatenate(parts)
+    return found
 
 
-def _slices(array: np.ndarray) -> Iterator[np.ndarray]:
-    return (array[start : start + BLOCK_ROWS] for start in range(0, len(array), BLOCK_ROWS))
+def _slices(array: np.ndarray, rows: int | None = None) -> Iterator[np.ndarray]:
+    step = rows or BLOCK_ROWS
+    return (array[start : start + step] for start in range(0, len(array), step))
 
 
 def _shard_source(shards: Any) -> VectorSource:
-    def blocks() -> Iterator[np.ndarray]:
-        for batch in shards.iter_batches() if hasattr(shards, "iter_batches") else iter(shards):
-            yield from _slices(as_array(batch))
+    def pieces() -> Iterator[Any]:
+        yield from shards.iter_batches() if hasattr(shards, "iter_batches") else iter(shards)
 
-    first = next(blocks(), None)
-    dim = getattr(shards, "dim", None) or (first.shape[1] if first is not None and first.ndim == 2 else 0)
+    def blocks() -> Iterator[np.ndarray]:
+        for piece in pieces():
+            yield from _slices(as_array(piece))
+
+    def stored() -> Iterator[Any]:
+        return (rows for _, rows in shards.stored())
+
+    mean = getattr(shards, "mean", None)
+    parts = stored if hasattr(shards, "stored") else pieces
+    first = next((part for part in parts() if len(part)), None)
+    dim = getattr(shards, "dim", None) or (first.shape[1] if first is not None and np.ndim(first) == 2 else 0)
     if not dim:
         raise ConfigError("the embedding shards are empty; encode the corpus first")
-    return VectorSource(len(shards.ids), int(dim), blocks, shards.ids, getattr(shards, "fingerprint", None))
+    return VectorSource(
+        len(shards.ids),
+        int(dim),
+        blocks,
+        parts,
+        np.dtype(np.float32) if first is None else as_array(first).dtype,
+        ids=getattr(shards.ids, "arrow", shards.ids),
+        fingerprint=getattr(shards, "fingerprint", None),
+        mean=None if mean is None else np.ascontiguousarray(mean, dtype=np.float32),
+    )

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from ance_fast.errors import ConfigError, MissingDependencyError
 from ance_fast.index.exact import ExactBackend
 from ance_fast.index.index import Index
+from ance_fast.index.selection import Selection
 
 pytestmark = pytest.mark.usefixtures("without_faiss")
 
@@ -23,7 +24,7 @@ def test_integer_vectors_are_ranked_by_score_then_position(count: int, dim: int,
     backend = ExactBackend(dim)
     backend.add(vectors[: count // 2].astype(np.float32))
     backend.add(vectors[count // 2 :].astype(np.float32))
-    _, positions = backend.search(query.astype(np.float32), k, mask, {})
+    _, positions = backend.search(query.astype(np.float32), k, Selection(count, mask), {})
     expected = sorted(np.flatnonzero(mask).tolist(), key=lambda row: (-int(vectors[row] @ query[0]), row))[:k]
     assert [row for row in positions[0].tolist() if row >= 0] == expected
 
@@ -33,7 +34,7 @@ def test_flat_works_without_faiss_from_build_to_load(corpus: np.ndarray, queries
     index.add(corpus[1000:])
     index.save(tmp_path / "index")
     loaded = Index.load(tmp_path / "index")
-    assert index.backend == loaded.backend == "torch"
+    assert index.backend == loaded.backend == "exact"
     hits = loaded.search(queries, 10, exclude=["3"])
     scores = queries @ corpus.T / np.linalg.norm(queries, axis=1, keepdims=True)
     scores[:, 3] = -np.inf
