@@ -66,6 +66,8 @@ class BertStack:
         self.heads = int(model.config.num_attention_heads)
         self.layers = [_read_layer(layer) for layer in model.encoder.layer]  # type: ignore[union-attr]
         self.workspace = Workspace()
+        # cuBLAS adds a bias on its way out; on the CPU the attention kernel does it as it reads.
+        self.bias_in_product = model.device.type == "cuda"
         self._places = _places(model)
 
     def is_current(self, model: PreTrainedModel) -> bool:
@@ -97,7 +99,7 @@ class BertStack:
         space = self.workspace if workspace is None else workspace
         x = self._embed(input_ids, position_ids, space)
         for layer in self.layers[:-1] if cls_only else self.layers:
-            qkv, bias = _project(x, layer, space)
+            qkv, bias = self._project(x, layer, space)
             mixed = packed_self_attention(qkv, bias, cu_seqlens, self.heads, max_seqlen, out=space("mixed", x.shape, x))
             x = _after_attention(mixed, x, layer, space)
         return self._first_tokens(x, cu_seqlens, max_seqlen, space) if cls_only else x
@@ -115,6 +117,13 @@ class BertStack:
             norm.eps,
             out=space("embedded", (len(input_ids), words.shape[1]), words),
         )
+
+    def _project(self, x: Tensor, layer: _Layer, space: Workspace) -> tuple[Tensor, Tensor | None]:
+        """Query, key and value [T, 3 D], and the bias that attention is to add."""
+        out = space("qkv", (len(x), len(layer.qkv)), x)
+        if self.bias_in_product:
+            return torch.addmm(layer.qkv_bias, x, layer.qkv.t(), out=out), None
+        return torch.mm(x, layer.qkv.t(), out=out), layer.qkv_bias
 
     def _first_tokens(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, space: Workspace) -> Tensor:
         """The last layer, where only first tokens ask; all are asked."""
@@ -161,17 +170,6 @@ _SERVED = {
     ("cuda", torch.float16): (8, 256),
     ("cuda", torch.bfloat16): (8, 256),
 }
-
-
-def _project(x: Tensor, layer: _Layer, space: Workspace) -> tuple[Tensor, Tensor | None]:
-    """Query, key and value [T, 3 D], and the bias if attention is to add it.
-
-    cuBLAS adds a bias on its way out; on the CPU the attention kernel does it as it reads.
-    """
-    out = space("qkv", (len(x), len(layer.qkv)), x)
-    if x.is_cuda:
-        return torch.addmm(layer.qkv_bias, x, layer.qkv.t(), out=out), None
-    return torch.mm(x, layer.qkv.t(), out=out), layer.qkv_bias
 
 
 def _after_attention(mixed: Tensor, x: Tensor, layer: _Layer, space: Workspace) -> Tensor:

@@ -4,9 +4,8 @@
     bias_residual_layernorm_kernel  x [T, D] <- layernorm(x + bias + residual)
     bias_gelu_kernel                x [T, F] <- gelu(x + bias), exact (erf) form
 
-A program holds some whole rows in registers (of GELU: a tile), one row a warp or several up to 1,024 columns, so that a
-row's sums stay within a warp and every element is read and written once. Arithmetic is fp32 whatever the dtype; the
-variance is that of deviations from the mean, not a difference of squares.
+A program holds some whole rows in registers (of GELU: a tile), so every element is read and written once. Arithmetic
+is fp32 whatever the dtype; the variance is that of deviations from the mean, not a difference of squares.
 
 Bytes, of element size s: embedding 3 T D s (and 16 T of ids), residual 3 T D s, GELU 2 T F s. FLOPs: about 8 T D and,
 with the error function, 25 T F. Expected limiter: memory bandwidth. Not yet measured on a GPU.

@@ -130,6 +130,54 @@ def test_packed_attention_equals_the_reference(
     assert tokens == 0 or (out.double() - expected).abs().max() <= allowed
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.integers(0, 70), min_size=1, max_size=6),
+    st.sampled_from([(1, 16), (3, 32), (2, 64)]),
+    st.floats(0.1, 8),
+    st.integers(1, 3),
+)
+def test_attention_of_first_tokens_equals_the_reference(
+    isa: str, lengths: list[int], shape: tuple[int, int], scale: float, threads: int
+) -> None:
+    heads, head_dim = shape
+    width, tokens = heads * head_dim, sum(lengths)
+    q, kv = bits(0, len(lengths), width, scale=scale), bits(1, tokens, 2 * width)
+    cu_seqlens = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
+    expected = layer.packed_cls_attention_reference(q.double(), kv.double(), cu_seqlens, heads)
+    out = torch.full((len(lengths), width), float("nan"))
+    arguments = {"heads": heads, "scale": head_dim**-0.5, "out": out.numpy(), "threads": threads, "isa": isa}
+    _C.packed_cls_attention(q.numpy(), kv.numpy(), cu_seqlens.numpy(), **arguments)
+    assert (out.double() - expected).abs().max() <= 1e-5 * max(1.0, scale)
+    assert not out[torch.tensor(lengths) == 0].any()
+
+
+def test_attention_of_first_tokens_is_a_row_of_the_whole() -> None:
+    qkv, cu_seqlens = bits(0, 9, 96), torch.tensor([0, 4, 4, 9], dtype=torch.int32)
+    whole = layer.packed_self_attention(qkv, None, cu_seqlens, 2, 5)
+    for backend in ("cpp", "torch"):
+        found = layer.packed_cls_attention(
+            qkv[[0, 4, 4], :32].contiguous(), qkv[:, 32:].contiguous(), cu_seqlens, 2, 5, backend=backend
+        )
+        torch.testing.assert_close(found[[0, 2]], whole[[0, 4]], atol=1e-6, rtol=1e-6)
+        assert not found[1].any()
+
+
+def test_scores_of_any_size_do_not_overflow() -> None:
+    q, kv = torch.full((1, 16), 1e4), torch.cat([bits(0, 40, 16), bits(1, 40, 16)], dim=1)
+    cu_seqlens = torch.tensor([0, 40], dtype=torch.int32)
+    best = kv[kv[:, :16].sum(1).argmax(), 16:]
+    torch.testing.assert_close(layer.packed_cls_attention(q, kv, cu_seqlens, 1, 40)[0], best)
+
+
+def test_an_embedding_outside_its_table_is_an_error_on_the_cpu() -> None:
+    table, row = bits(0, 4, 32), bits(1, 32)
+    ids = torch.tensor([0, 4])
+    with pytest.raises(IndexError):
+        layer.embed_layernorm(ids, torch.zeros_like(ids), table, table, row, row, row, 1e-5)
+
+
 def test_the_public_functions_agree_on_every_backend() -> None:
     x, bias, residual = bits(0, 9, 48), bits(1, 48), bits(2, 9, 48)
     for backend in ("cpp", "torch"):
@@ -165,6 +213,16 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
             scale=1.0,
             out=np.zeros((4, 16), np.float32),
         )
+    query, room = np.zeros((1, 16), np.float32), np.zeros((1, 16), np.float32)
+    keys = np.zeros((4, 32), np.float32)
+    for offsets, message in (([0, 3], "cu_seqlens must go from 0 to 4"), ([0, 4, 3], "cu_seqlens must have shape")):
+        with pytest.raises(ValueError, match=message):
+            _C.packed_cls_attention(query, keys, np.array(offsets, np.int32), heads=1, scale=1.0, out=room)
+    with pytest.raises(ValueError, match="head_dim is 8"):
+        _C.packed_cls_attention(query, keys, np.array([0, 4], np.int32), heads=2, scale=1.0, out=room)
+    two = np.zeros((2, 16), np.float32)
+    with pytest.raises(ValueError, match="cu_seqlens decreases at entry 2"):
+        _C.packed_cls_attention(two, keys, np.array([0, 4, 3], np.int32), heads=1, scale=1.0, out=two.copy())
     with pytest.raises(ValueError, match="head_dim is 8"):
         _C.packed_attention(
             good,

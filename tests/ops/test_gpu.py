@@ -6,7 +6,7 @@ import pytest
 import torch
 from op_cases import NAMES, case, value_and_gradients
 
-from ance_fast.ops import contrastive_chunks, contrastive_loss, pairwise_loss, pool_normalize
+from ance_fast.ops import contrastive_chunks, contrastive_loss, encoder_layer, pairwise_loss, pool_normalize
 from ance_fast.ops.contrastive_chunks import Tiling
 from ance_fast.ops.dispatch import choose, dispatch_counts, reset_dispatch_counts
 
@@ -137,3 +137,75 @@ def test_inductor_compiles_it_into_one_graph(name):
         strict=True,
     ):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def layer_case(name, tokens, dim, dtype):
+    """An op of the encoder layer as a function of its tensors, its reference, and the tensors."""
+    draw = torch.Generator().manual_seed(dim)
+
+    def values(*shape):
+        return torch.randn(*shape, generator=draw).to("cuda", dtype)
+
+    if name == "gelu":
+        op, reference = encoder_layer.bias_gelu_, encoder_layer.bias_gelu_reference
+        return op, reference, [values(tokens, dim), values(dim)]
+    rows = [values(dim) for _ in range(3)]
+    if name == "layernorm":
+        tensors = [values(tokens, dim), rows[0], values(tokens, dim), *rows[1:]]
+        op, reference = encoder_layer.bias_residual_layernorm_, encoder_layer.bias_residual_layernorm_reference
+        return (lambda *x: op(*x, 1e-5)), (lambda *x: reference(*x, 1e-5)), tensors
+    ids = torch.randint(0, 64, (2, tokens), generator=draw).to("cuda")
+    op, reference = encoder_layer.embed_layernorm, encoder_layer.embed_layernorm_reference
+    tensors = [values(64, dim), values(64, dim), *rows]
+    return (lambda *x: op(*ids, *x, 1e-5)), (lambda *x: reference(*ids, *x, 1e-5)), tensors
+
+
+@pytest.mark.parametrize("name", ["gelu", "layernorm", "embedding"])
+@pytest.mark.parametrize(("tokens", "dim"), [(1000, 768), (127, 1024), (1, 384), (65, 33), (0, 64), (9, 3072)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_encoder_layer_errs_no_more_than_eager_torch(name, tokens, dim, dtype):
+    op, reference, tensors = layer_case(name, tokens, dim, dtype)
+    exact = reference(*(tensor.double() for tensor in tensors))
+    eager = reference(*tensors)
+    reset_dispatch_counts()
+    found = op(*tensors)
+    assert all(key.endswith("cuda/triton") for key in dispatch_counts())
+    if tokens:
+        rounding = torch.finfo(dtype).eps * exact.abs() + 1e-5 * (1 + exact.abs())
+        assert ((found.double() - exact).abs() - rounding).max() <= (eager.double() - exact).abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("head_dim", [32, 64, 128])
+def test_packed_attention_equals_the_reference(dtype, head_dim):
+    lengths = torch.tensor([0, 5, 0, 300, 64, 1, 0, 17, 0])
+    cu_seqlens, tokens = lengths.cumsum(0).int().to("cuda"), int(lengths.sum())
+    qkv = torch.randn(tokens, 3 * 4 * head_dim, device="cuda", dtype=dtype)
+    bias = torch.randn(3 * 4 * head_dim, device="cuda", dtype=dtype)
+    # A limit that no sequence reaches, as for a captured graph.
+    found = encoder_layer.packed_self_attention(qkv, bias, cu_seqlens, 4, 512)
+    wanted = encoder_layer.packed_self_attention_reference((qkv + bias).double(), None, cu_seqlens, 4)
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=8 * torch.finfo(dtype).eps)
+    q, kv = qkv[: len(lengths) - 1, : 4 * head_dim].contiguous(), qkv[:, 4 * head_dim :].contiguous()
+    found = encoder_layer.packed_cls_attention(q, kv, cu_seqlens, 4, 512)
+    wanted = encoder_layer.packed_cls_attention_reference(q.double(), kv.double(), cu_seqlens, 4)
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=8 * torch.finfo(dtype).eps)
+
+
+def test_an_encoder_layer_does_not_wait_for_the_device():
+    cases = [layer_case(name, 40, 64, torch.float16) for name in ("gelu", "layernorm", "embedding")]
+    qkv, cu_seqlens = torch.randn(40, 192, device="cuda").half(), torch.tensor([0, 9, 9, 40], device="cuda").int()
+
+    def step():
+        for op, _, tensors in cases:
+            op(*tensors)
+        encoder_layer.packed_self_attention(qkv, None, cu_seqlens, 2, 31)
+        encoder_layer.packed_cls_attention(qkv[:3, :64].contiguous(), qkv[:, 64:].contiguous(), cu_seqlens, 2, 31)
+
+    step()
+    torch.cuda.synchronize()
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -42,6 +42,12 @@ EXPECTED = {
     "pool backward mean fp32": (True, True, 0),
     "pool backward cls bf16": (True, True, 0),
     "pool backward max bf16": (True, True, 0),
+    "embed layernorm 768 fp16": (True, True, 0),
+    "residual layernorm 384 fp16": (True, True, 0),
+    "residual layernorm 768 bf16": (True, True, 0),
+    "residual layernorm 1024 fp32": (True, True, 0),
+    "gelu 3072 bf16": (True, True, 0),
+    "gelu 3072 fp32": (True, True, 0),
 }
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int64: "i64", torch.int32: "i32"}
 
@@ -176,10 +182,38 @@ def pool_forms():
     yield "pool backward max bf16", pool, "pool_backward_kernel", backward("max", "l2", torch.bfloat16, 4096)
 
 
+def encoder_layer_forms():
+    from ance_fast.ops import encoder_layer_triton as layer
+
+    def row(dim, dtype):
+        return torch.empty(dim, dtype=dtype)
+
+    def embedding(dim, dtype):
+        ids, table, out = torch.zeros(9, dtype=torch.int64), torch.empty(16, dim, dtype=dtype), torch.empty(9, dim)
+        rows = [row(dim, dtype) for _ in range(3)]
+        return lambda: layer.embed_layernorm(ids, ids, table, table, *rows, 1e-12, out.to(dtype))
+
+    def residual(dim, dtype):
+        x, one = torch.empty(9, dim, dtype=dtype), row(dim, dtype)
+        return lambda: layer.bias_residual_layernorm(x, one, x, one, one, 1e-12)
+
+    def gelu(dim, dtype):
+        return lambda: layer.bias_gelu(torch.empty(9, dim, dtype=dtype), row(dim, dtype))
+
+    half, narrow, single = torch.float16, torch.bfloat16, torch.float32
+    yield "embed layernorm 768 fp16", layer, "embed_layernorm_kernel", embedding(768, half)
+    yield "residual layernorm 384 fp16", layer, "bias_residual_layernorm_kernel", residual(384, half)
+    yield "residual layernorm 768 bf16", layer, "bias_residual_layernorm_kernel", residual(768, narrow)
+    yield "residual layernorm 1024 fp32", layer, "bias_residual_layernorm_kernel", residual(1024, single)
+    yield "gelu 3072 bf16", layer, "bias_gelu_kernel", gelu(3072, narrow)
+    yield "gelu 3072 fp32", layer, "bias_gelu_kernel", gelu(3072, single)
+
+
 def forms():
     yield from softmax_forms()
     yield from pairwise_forms()
     yield from pool_forms()
+    yield from encoder_layer_forms()
 
 
 @pytest.fixture(scope="module")
