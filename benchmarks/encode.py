@@ -5,10 +5,11 @@
 All get the same texts and weights, and equality of the outputs is asserted before anything is timed. A round times
 every contestant once, in an order that alternates, and between them the products of the model's own layers (1,024
 tokens through query+key+value, output, up and down projection by torch.mm): the ceiling. Useful FLOPs are those of real
-tokens: 2 x weights of the products x tokens, and 4 L^2 d a layer for the attention of a sequence of L tokens. The share of the
-ceiling is useful FLOPs a second / ceiling, both at their best over the rounds; ratios are theirs / ours within a round,
-so that what the machine does meanwhile touches both. "tokens" contestants start from token ids, the others from text.
-CPU seconds are this process's own. On CUDA, seconds are wall time around a synchronised call.
+tokens: 2 x weights of the products x tokens, and 4 L^2 d a layer for the attention of a sequence of L tokens. The share
+of the ceiling is useful FLOPs a second / ceiling, both at their best over the rounds, and as the median within rounds;
+ratios are theirs / ours within a round, so that what the machine does meanwhile touches both. "tokens" contestants
+start from token ids, the others from text. CPU seconds are this process's own. On CUDA, seconds are wall time around a
+synchronised call.
 """
 
 from __future__ import annotations
