@@ -45,7 +45,7 @@ from benchmarks.results import source
 
 OURS = "ance_fast"
 BATCH_SIZES = (8, 16, 32, 128)
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+DATA = Path(os.environ.get("ANCE_FAST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 CORPORA = (("debian", 128), ("scifact", 256))
 CEILING_TOKENS = 1024
 OVERLAP_SAMPLE = 400
