@@ -87,6 +87,20 @@ def softmax_tile_gradient(
     threads: int = 1,
     isa: str = "auto",
 ) -> None: ...
+def embed_layernorm(
+    input_ids: Array,
+    position_ids: Array,
+    words: Array,
+    positions: Array,
+    constant: Array,
+    weight: Array,
+    shift: Array,
+    *,
+    eps: float,
+    out: Array,
+    threads: int = 1,
+    isa: str = "auto",
+) -> None: ...
 def bias_gelu(x: Array, bias: Array, *, threads: int = 1, isa: str = "auto") -> None: ...
 def bias_residual_layernorm(
     x: Array,

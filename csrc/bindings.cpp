@@ -148,6 +148,37 @@ void bind_pool_normalize(py::module_& m) {
 
 void bind_encoder_kernels(py::module_& m) {
   m.def(
+      "embed_layernorm",
+      [](const py::array& input_ids, const py::array& position_ids, const py::array& words, const py::array& positions,
+         const py::array& constant, const py::array& weight, const py::array& shift, float eps, py::array result,
+         int threads, const std::string& isa_name) {
+        check<float>(result, "out", {-1, -1});
+        check<float>(words, "words", {-1, -1});
+        check<float>(positions, "positions", {-1, -1});
+        const int64_t rows = result.shape(0), dim = result.shape(1);
+        const int64_t vocabulary = words.shape(0), longest = positions.shape(0);
+        const EmbedLayerNorm args{in<int64_t>(input_ids, "input_ids", {rows}),
+                                  in<int64_t>(position_ids, "position_ids", {rows}),
+                                  in<float>(words, "words", {vocabulary, dim}),
+                                  in<float>(positions, "positions", {longest, dim}),
+                                  in<float>(constant, "constant", {dim}),
+                                  in<float>(weight, "weight", {dim}),
+                                  in<float>(shift, "shift", {dim}),
+                                  eps,
+                                  rows,
+                                  dim,
+                                  vocabulary,
+                                  longest,
+                                  out<float>(result, "out", {rows, dim})};
+        const Isa isa = parse_isa(isa_name);
+        py::gil_scoped_release release;
+        embed_layernorm(args, isa, threads);
+      },
+      py::arg("input_ids"), py::arg("position_ids"), py::arg("words"), py::arg("positions"), py::arg("constant"),
+      py::arg("weight"), py::arg("shift"), py::kw_only(), py::arg("eps"), py::arg("out"), py::arg("threads") = 1,
+      py::arg("isa") = "auto");
+
+  m.def(
       "bias_gelu",
       [](py::array x, const py::array& bias, int threads, const std::string& isa_name) {
         check<float>(x, "x", {-1, -1});

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "parallel.h"
@@ -15,6 +16,7 @@ namespace scalar {
 #define ANCE_LANES 4
 #include "lanes.inl"
 #include "encoder_kernels.inl"
+#include "packed_attention.inl"
 #undef ANCE_LANES
 #undef ANCE_TARGET
 }  // namespace scalar
@@ -25,6 +27,7 @@ namespace avx2 {
 #define ANCE_LANES 8
 #include "lanes.inl"
 #include "encoder_kernels.inl"
+#include "packed_attention.inl"
 #undef ANCE_LANES
 #undef ANCE_TARGET
 }  // namespace avx2
@@ -34,10 +37,19 @@ namespace avx512 {
 #define ANCE_LANES 16
 #include "lanes.inl"
 #include "encoder_kernels.inl"
+#include "packed_attention.inl"
 #undef ANCE_LANES
 #undef ANCE_TARGET
 }  // namespace avx512
 #endif
+
+void check_ids(const int64_t* ids, int64_t rows, int64_t entries, const char* name) {
+  for (int64_t row = 0; row < rows; ++row) {
+    if (ids[row] >= 0 && ids[row] < entries) continue;
+    throw std::out_of_range(std::string(name) + "[" + std::to_string(row) + "] is " + std::to_string(ids[row]) +
+                            "; the table has " + std::to_string(entries) + " entries");
+  }
+}
 
 }  // namespace
 
@@ -49,6 +61,13 @@ void bias_gelu(const BiasGelu& args, Isa isa, int threads) {
 void bias_residual_layernorm(const BiasResidualLayerNorm& args, Isa isa, int threads) {
   split(args.rows, args.rows * args.dim, threads,
         [&](int64_t begin, int64_t end) { ANCE_DISPATCH(isa, layernorm_rows(args, begin, end)); });
+}
+
+void embed_layernorm(const EmbedLayerNorm& args, Isa isa, int threads) {
+  check_ids(args.input_ids, args.rows, args.vocabulary, "input_ids");
+  check_ids(args.position_ids, args.rows, args.longest, "position_ids");
+  split(args.rows, args.rows * args.dim, threads,
+        [&](int64_t begin, int64_t end) { ANCE_DISPATCH(isa, embed_rows(args, begin, end)); });
 }
 
 void packed_attention(const PackedAttention& args, Isa isa, int threads) {
@@ -64,8 +83,8 @@ void packed_attention(const PackedAttention& args, Isa isa, int threads) {
   if (args.cu_seqlens[0] != 0 || args.cu_seqlens[args.sequences] != args.tokens) {
     throw std::invalid_argument("cu_seqlens must go from 0 to " + std::to_string(args.tokens));
   }
-  const int64_t stride = (longest + 15) / 16 * 16;
-  const size_t scratch = static_cast<size_t>(2 * args.head_dim * stride + 4 * args.head_dim + 4 * stride);
+  // Keys and values, a block of queries and its scores, for blocks of up to 32 queries.
+  const size_t scratch = static_cast<size_t>(2 * args.head_dim * longest + 32 * args.head_dim + 32 * longest);
   const int64_t tasks = args.sequences * args.heads;
   split(tasks, args.tokens * args.heads * args.head_dim, threads, [&](int64_t begin, int64_t end) {
     std::vector<float> room(scratch);

@@ -1,12 +1,13 @@
-// What surrounds the matrix products of a transformer layer at inference, fp32 on the CPU, in place where it can be.
+// What surrounds the matrix products of a transformer encoder at inference, fp32 on the CPU, in place where it can be.
 //
+//   embed_layernorm         out [T, D] <- layernorm(words[ids] + positions[position ids] + constant) * weight + shift
 //   bias_gelu               x [T, F] <- gelu(x + bias), exact (erf) form
 //   bias_residual_layernorm x [T, D] <- layernorm(x + bias + residual) * weight + shift
 //   packed_attention        qkv [T, 3 D] + bias -> out [T, D]: each sequence attends to itself, heads of D / heads
 //
-// The first two read and write each element once, where separate ops would do so three or four times: they are limited
-// by memory bandwidth. Attention does 4 L^2 D FLOPs for a sequence of L tokens in registers and L1. `threads` splits rows
-// (attention: sequences) over that many threads.
+// The first three read and write each element once, where separate ops would do so three or four times: they are limited
+// by memory bandwidth. Attention does 4 L^2 D FLOPs for a sequence of L tokens in registers and the first two caches.
+// `threads` splits rows (attention: heads of sequences) over that many threads.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +15,19 @@
 #include "cpu_features.h"
 
 namespace ance_fast {
+
+struct EmbedLayerNorm {
+  const int64_t* input_ids;     // [rows], below vocabulary
+  const int64_t* position_ids;  // [rows], below longest
+  const float* words;           // [vocabulary, dim]
+  const float* positions;       // [longest, dim]
+  const float* constant;        // [dim]
+  const float* weight;          // [dim]
+  const float* shift;           // [dim]
+  float eps;
+  int64_t rows, dim, vocabulary, longest;
+  float* out;  // [rows, dim]
+};
 
 struct BiasGelu {
   float* x;           // [rows, dim]
@@ -39,6 +53,9 @@ struct PackedAttention {
   float scale;
   float* out;  // [tokens, heads * head_dim]
 };
+
+// Throws std::out_of_range for an id that its table does not have, before anything is written.
+void embed_layernorm(const EmbedLayerNorm& args, Isa isa, int threads);
 
 void bias_gelu(const BiasGelu& args, Isa isa, int threads);
 void bias_residual_layernorm(const BiasResidualLayerNorm& args, Isa isa, int threads);

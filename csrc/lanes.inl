@@ -9,10 +9,14 @@ typedef int32_t IntLanes __attribute__((vector_size(4 * ANCE_LANES), aligned(4),
 ANCE_TARGET static inline Lanes load(const float* p) { return *reinterpret_cast<const Lanes*>(p); }
 ANCE_TARGET static inline void store(float* p, Lanes v) { *reinterpret_cast<Lanes*>(p) = v; }
 
+// By halves: a chain of one addition a lane takes longer than many a row of work.
 ANCE_TARGET static inline float sum_lanes(Lanes v) {
-  float total = 0.0f;
-  for (int i = 0; i < kLanes; ++i) total += v[i];
-  return total;
+#pragma GCC unroll 4
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) v[i] += v[i + half];
+  }
+  return v[0];
 }
 
 // Sixteen floats whatever the register: for sums and products, in the same order in every set.
@@ -44,4 +48,20 @@ ANCE_TARGET static inline Lanes exp_lanes(Lanes x) {
   p = p * r * r + r + 1.0f;
   const IntLanes exponent = (__builtin_convertvector(n, IntLanes) + 127) << 23;
   return p * reinterpret_cast<const Lanes&>(exponent);
+}
+
+// 2^x for x <= 0: the nearest integer goes to the exponent, a polynomial of degree 5 does the rest; relative error below
+// 2e-7. Below -126, where 2^x would be subnormal, 2^-126; NaN stays NaN.
+ANCE_TARGET static inline Lanes exp2_lanes(Lanes x) {
+  const Lanes lowest = Lanes{} - 126.0f;
+  x = x < lowest ? lowest : x;
+  const Lanes shifted = x + 12582912.0f;  // 1.5 * 2^23: the integer lies in the low bits
+  const Lanes r = x - (shifted - 12582912.0f);
+  Lanes p = r * 1.327647219e-3f + 9.675541616e-3f;
+  p = p * r + 5.550713275e-2f;
+  p = p * r + 2.402211972e-1f;
+  p = p * r + 6.931469671e-1f;
+  p = p * r + 1.0f;
+  const IntLanes power = (reinterpret_cast<const IntLanes&>(shifted) << 23) + 0x3F800000;
+  return p * reinterpret_cast<const Lanes&>(power);
 }

@@ -134,7 +134,7 @@ BACKENDS: dict[str, tuple[Backend, ...]] = {
     "pairwise_loss": (_CPP, _TRITON, _TORCH, _REFERENCE),
     "topk_inner_product": (_CPP, _TRITON, replace(_TORCH, dtypes=_CPP_DTYPES), _BRUTE_FORCE),
     "encoder_layer": (_CPP_FLOAT, replace(_TRITON, widest=16384), _TORCH),
-    "embed_layernorm": (replace(_TRITON, widest=16384), _TORCH),
+    "embed_layernorm": (_CPP_FLOAT, replace(_TRITON, widest=16384), _TORCH),
     "packed_self_attention": (_CPP_FLOAT, _VARLEN, _TORCH),
 }
 

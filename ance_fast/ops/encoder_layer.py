@@ -40,10 +40,21 @@ def embed_layernorm(
     IndexError on the CPU; the GPU kernel, which does not wait, writes a row of NaN.
     """
     tables = (words, positions, constant, weight, shift)
-    if dispatch(EMBEDDING, words.device, words.dtype, backend, words.shape[1]) == "triton":
+    chosen = dispatch(EMBEDDING, words.device, words.dtype, backend, words.shape[1])
+    if chosen in ("cpp", "triton"):
+        room = words.new_empty(len(input_ids), words.shape[1]) if out is None else out
+        if chosen == "cpp":
+            _engine().embed_layernorm(
+                _host(input_ids.long()),
+                _host(position_ids.long()),
+                *map(_host, tables),
+                eps=eps,
+                out=room.numpy(),
+                threads=torch.get_num_threads(),
+            )
+            return room
         from ance_fast.ops import encoder_layer_triton as kernels
 
-        room = words.new_empty(len(input_ids), words.shape[1]) if out is None else out
         return kernels.embed_layernorm(input_ids, position_ids, *tables, eps, room)
     result = embed_layernorm_reference(input_ids, position_ids, *tables, eps)
     return result if out is None else out.copy_(result)
