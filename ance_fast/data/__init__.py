@@ -13,7 +13,7 @@ from ance_fast.data.msmarco import read_msmarco, read_text_triples, read_triples
 from ance_fast.data.parquet import read_parquet
 from ance_fast.data.qrels import Qrels, drop_unknown
 from ance_fast.data.records import Document, IdTriple, Query, TextTriple
-from ance_fast.data.sources import load_corpus, load_dataset
+from ance_fast.data.sources import load_corpus, load_dataset, open_passages
 from ance_fast.data.text_corpora import read_corpus_jsonl, read_text, read_tsv
 from ance_fast.data.token_store import TokenStore
 from ance_fast.data.tokenize import tokenizer_fingerprint
@@ -33,6 +33,7 @@ __all__ = [
     "drop_unknown",
     "load_corpus",
     "load_dataset",
+    "open_passages",
     "read_beir",
     "read_corpus_jsonl",
     "read_datasets",

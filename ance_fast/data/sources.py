@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
+from ance_fast.artifacts import MANIFEST, read_manifest
 from ance_fast.data.beir import read_beir
 from ance_fast.data.dataset import Corpus, Dataset
 from ance_fast.data.hf_datasets import read_datasets
@@ -19,6 +20,8 @@ from ance_fast.data.irds import read_irds
 from ance_fast.data.msmarco import read_msmarco
 from ance_fast.data.parquet import read_parquet
 from ance_fast.data.text_corpora import read_corpus_jsonl, read_pipe, read_text, read_tsv
+from ance_fast.data.token_build import KIND as STORE
+from ance_fast.data.token_store import TokenStore
 from ance_fast.data.training_jsonl import is_training_jsonl, read_jsonl
 from ance_fast.errors import DataError
 
@@ -84,6 +87,13 @@ def load_corpus(spec: str | Path) -> Corpus:
     """The corpus of the data set `spec`, without reading judgements: for encoding. Raises `DataError`."""
     name, path, options = _resolve(spec)
     return FORMS[name].read(path, None, options).corpus
+
+
+def open_passages(spec: str | Path) -> TokenStore | Corpus:
+    """What `spec` names: a token store, opened, or the corpus of a data set. Raises `ArtifactError`, `DataError`."""
+    if (Path(spec) / MANIFEST).is_file() and read_manifest(Path(spec)).get("kind") == STORE:
+        return TokenStore.open(spec, verify=False)
+    return load_corpus(spec)
 
 
 def _resolve(spec: str | Path) -> tuple[str, str, Options]:

@@ -8,10 +8,12 @@ from ance_fast.index.memory import MemoryEstimate
 from ance_fast.index.recall import recall_at_k, sampled_recall
 from ance_fast.index.resident import ResidentMatrix
 from ance_fast.index.result import SearchResult
+from ance_fast.index.sink import IndexSink
 
 __all__ = [
     "Bm25",
     "Index",
+    "IndexSink",
     "MemoryEstimate",
     "ResidentMatrix",
     "SearchResult",

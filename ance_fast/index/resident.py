@@ -24,6 +24,8 @@ class ResidentMatrix:
     replacing a row costs the row. float16 and bfloat16 halve the memory; a GPU then rounds queries to it as well.
     """
 
+    stage = "write"
+
     def __init__(self, capacity: int, dim: int, device: str = "auto", dtype: str = "float32") -> None:
         import torch
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from ance_fast.data.dataset import Dataset
 from ance_fast.data.token_store import TokenStore
@@ -36,30 +37,28 @@ def take_snapshot(
 ) -> Snapshot:
     """Encode the corpus (and, with `queries`, the training queries) and index the corpus."""
     passages = _encoded(encoder, examples.passages, "passages", batch_tokens)
-    if queries:
-        encoded = _encoded(encoder, examples.queries, "queries", batch_tokens)
+    encoded = _encoded(encoder, examples.queries, "queries", batch_tokens) if queries else torch.zeros(0, encoder.dim)
+    ids, fingerprint = examples.passages.ids.arrow, encoder.fingerprint()
+    if factory == "Flat":
+        # Searched where it lies, on the encoder's device; the pipeline has checked that it is finite.
+        index = Index.over(passages, ids, fingerprint=fingerprint, check=False)
     else:
-        encoded = np.zeros((0, encoder.dim), dtype=np.float32)
-    index = Index.build(passages, examples.passages.ids, factory=factory, fingerprint=encoder.fingerprint())
-    return Snapshot(passages, encoded, index)
+        index = Index.build(passages, ids, factory=factory, fingerprint=fingerprint)
+    return Snapshot(passages.cpu().numpy(), encoded.cpu().numpy(), index)
 
 
-def _encoded(encoder: Encoder, store: TokenStore, what: str, batch_tokens: int | None) -> np.ndarray:
+def _encoded(encoder: Encoder, store: TokenStore, what: str, batch_tokens: int | None) -> torch.Tensor:
     # Not a measured budget: batches decide the last bits of the weights, and a run must be repeatable.
     budget = batch_tokens or default_budget(encoder.device)
     with progress_bar(f"encoding {what}", len(store), what) as advance:
-        matrix: np.ndarray = (
-            encode_matrix(encoder, store, batch_tokens=budget, on_batch=batches_on(advance)).cpu().numpy()
-        )
-    return matrix
+        return encode_matrix(encoder, store, batch_tokens=budget, on_batch=batches_on(advance))
 
 
 def mine(snapshot: Snapshot, examples: Examples, *, topk: int, generation: int, step: int) -> NegativeTable:
     """The top `topk` passages of every training query that are not its positives."""
-    # Positives are removed afterwards, so as many more are asked for as a query can have.
-    most = int(np.diff(examples.positive_offsets).max())
-    found = snapshot.index.search(snapshot.queries, min(topk + most, len(examples.passages)))
-    return mined_table(examples, found.positions, found.scores, "index", generation, step).top(topk)
+    positives = (examples.positive_offsets, examples.positive_rows)
+    found = snapshot.index.search(snapshot.queries, min(topk, len(examples.passages)), exclude_positions=positives)
+    return mined_table(examples, found.positions, found.scores, "index", generation, step)
 
 
 def hardness(snapshot: Snapshot, examples: Examples, table: NegativeTable, *, sample: int = 20) -> dict[str, float]:

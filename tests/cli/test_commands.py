@@ -72,6 +72,40 @@ def test_tokenize_takes_a_pipe_and_only_what_is_new(model: Path, tmp_path: Path)
     assert "/dev/stdin:2: expected 2 columns" in bad.stderr
 
 
+def test_index_from_a_corpus_and_a_file_of_queries(model: Path, wiki: Path, tmp_path: Path) -> None:
+    index, answers = tmp_path / "index", tmp_path / "answers.trec"
+    run("index", wiki, "-m", model, "-o", index)  # filled while the corpus is encoded
+    made = last_json(run("index", wiki, "-m", model, "-o", tmp_path / "lists", "-f", "IVF4,Flat", "--json"))
+    assert made["vectors"] == 400
+    assert 0 < made["recall@10"] <= 1  # type: ignore[operator]
+    common = ("-m", model, "--queries", wiki, "--split", "test", "-k", 7, "--json")
+    done = last_json(run("search", index, *common, "-o", answers))
+    lines = answers.read_text().splitlines()
+    assert len(lines) == 7 * done["queries"]  # type: ignore[operator]
+    assert {row["stage"] for row in done["stages"]} >= {"tokenise", "forward", "search", "write"}  # type: ignore[attr-defined,union-attr]
+    run("search", tmp_path / "lists", *common, "--params", "nprobe=4", "-o", tmp_path / "all.trec")
+    assert [line.split()[:4] for line in (tmp_path / "all.trec").read_text().splitlines()] == [
+        line.split()[:4] for line in lines
+    ]
+    typed = run("search", index, "-m", model, "--queries", "tsv:-", "-o", answers, stdin="q7\ta river\n")
+    assert "1 queries" in typed.stdout
+    assert answers.read_text().startswith("q7 Q0 ")
+    assert "go together" in run("search", index, "a river", "-m", model, "--queries", wiki, status=2).stderr
+    assert "nprobe=64" in run("search", index, "x", "-m", model, "--params", "nprobe", status=2).stderr
+
+
+def test_encode_goes_on_and_refuses_to_mix(model: Path, wiki: Path, tmp_path: Path) -> None:
+    embeddings = tmp_path / "embeddings"
+    first = last_json(run("encode", wiki, "-m", model, "-o", embeddings, "--shard-rows", 150, "--json"))
+    assert (first["rows"], first["passages"], first["padding"]) == (400, 400, 0)
+    assert first["limiting_stage"] in {row["stage"] for row in first["stages"]}  # type: ignore[attr-defined,union-attr]
+    assert last_json(run("encode", wiki, "-m", model, "-o", embeddings, "--json"))["passages"] == 0
+    refused = run("encode", wiki, "-m", model, "-o", embeddings, "--dtype", "float16", "--centre", status=1)
+    assert "--no-resume" in refused.stderr
+    arguments = ("--dtype", "float16", "--centre", "--no-resume", "--json")
+    assert last_json(run("encode", wiki, "-m", model, "-o", embeddings, *arguments))["dtype"] == "float16"
+
+
 def test_train_search_and_evaluate(model: Path, wiki: Path, tmp_path: Path) -> None:
     common = ("-m", model, "--max-steps", 4, "--batch-size", 8, "--max-document-length", 32, "--test-split", "test")
     result = last_json(

@@ -34,18 +34,16 @@ def encode(
 
     Example: ance-fast encode scifact.tokens -m intfloat/e5-small-v2 -o scifact.embeddings
     """
-    from ance_fast.artifacts import MANIFEST
-    from ance_fast.data import TokenStore, load_corpus
+    from ance_fast.data import open_passages
     from ance_fast.encoding import StageTimes, encode_corpus
     from ance_fast.models import Encoder
 
     devices = device.split(",")
     encoder = Encoder.load(model, device=devices[0], max_document_length=max_length)
-    corpus = TokenStore.open(data, verify=False) if (Path(data) / MANIFEST).is_file() else load_corpus(data)
     times = StageTimes()
     shards = encode_corpus(
         encoder,
-        corpus,
+        open_passages(data),
         output,
         dtype=dtype,
         centre=centre,
@@ -58,7 +56,7 @@ def encode(
     )
     if json:
         result = {"path": str(output), "rows": len(shards), "dim": shards.dim, "dtype": str(shards.dtype)}
-        print_json({**result, **times.summary(), **encoder.info()})
+        print_json({**result, **times.summary(), "encoder": encoder.info()})
     else:
         print(f"{output}: {len(shards):,} embeddings of {shards.dim} dimensions, {times.passages:,} of them new")
         print_stages(times.summary())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,10 +15,19 @@ from ance_fast.cli.output import print_json
 from ance_fast.errors import ConfigError
 from ance_fast.progress import progress_bar
 
+if TYPE_CHECKING:
+    from ance_fast.encoding import EmbeddingShards
+    from ance_fast.index import Index, IndexSink
+
 
 def index(
-    embeddings: Annotated[Path, typer.Argument(help="Folder that `ance-fast encode` made.")],
+    embeddings: Annotated[
+        str, typer.Argument(help="Folder that `ance-fast encode` made; or, with --model, a token store or a corpus.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Index to make.")],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Encode the corpus first, into OUTPUT.embeddings.")
+    ] = None,
     factory: Annotated[str, typer.Option("--factory", "-f", help="FAISS index_factory string, or CAGRA.")] = "Flat",
     metric: Annotated[str, typer.Option(help="ip or cosine.")] = "ip",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N; several with commas between.")] = "auto",
@@ -30,30 +41,39 @@ def index(
     """Build a search index from embeddings: exact (Flat) or approximate (HNSW32, IVF1024,Flat, IVF1024,PQ16, ...).
 
     Example: ance-fast index scifact.embeddings -o scifact.index -f HNSW32
+
+    Example: ance-fast index beir:scifact -m intfloat/e5-small-v2 -o scifact.index
     """
     from ance_fast.encoding import EmbeddingShards
-    from ance_fast.index import Index, sampled_recall
+    from ance_fast.index import Index, IndexSink, sampled_recall
 
     if on_disk and (factory != "Flat" or dtype is not None):
         raise ConfigError("--on-disk searches the embeddings as they are: it goes with Flat, and without --dtype")
     devices = device.split(",")
-    shards = EmbeddingShards.open(embeddings)
     clock = _Clock()
     expected = None
-    if not on_disk:
+    built: Index | None = None
+    if model is not None:
+        live = None if on_disk or dtype is not None else functools.partial(IndexSink, factory=factory, metric=metric)
+        shards, built = _encoded(embeddings, model, output, factory, devices, live)
+        clock.stage("encode")
+    else:
+        shards = EmbeddingShards.open(embeddings)
+    if built is None and not on_disk:
         # What the embeddings are stored in decides only with `dtype` unset, and then by no more than a factor of two.
         expected = Index.estimate(factory, len(shards), shards.dim, dtype=dtype or "float32", train_size=train_size)
         print(f"{factory} over {len(shards):,} vectors of {shards.dim}: about {expected}", file=sys.stderr)
-    with progress_bar("checking" if on_disk else "indexing", len(shards), "vectors") as advance:
-        progress = clock.adding(advance)
-        if on_disk:
-            built = Index.over(shards, metric=metric, devices=devices, progress=progress)
-        else:
-            built = Index.build(
-                shards, factory=factory, metric=metric, devices=devices, dtype=dtype, train_size=train_size,
-                check_memory=memory_check, progress=progress,
-            )  # fmt: skip
-    clock.stage("add")
+    if built is None:
+        with progress_bar("checking" if on_disk else "indexing", len(shards), "vectors") as advance:
+            progress = clock.adding(advance)
+            if on_disk:
+                built = Index.over(shards, metric=metric, devices=devices, progress=progress)
+            else:
+                built = Index.build(
+                    shards, factory=factory, metric=metric, devices=devices, dtype=dtype, train_size=train_size,
+                    check_memory=memory_check, progress=progress,
+                )  # fmt: skip
+        clock.stage("add")
     built.save(output)
     clock.stage("write")
     result: dict[str, Any] = {
@@ -77,6 +97,45 @@ def index(
     recall = f", recall@10 {result['recall@10']:.3f} on a sample" if "recall@10" in result else ""
     print(f"{output}: {len(built):,} vectors, {factory}, {metric}, {built.backend}{recall}")
     print("seconds: " + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in clock.seconds.items()))
+
+
+def _encoded(
+    data: str,
+    model: str,
+    output: Path,
+    factory: str,
+    devices: list[str],
+    live: Callable[..., IndexSink] | None,
+) -> tuple[EmbeddingShards, Index | None]:
+    """Embeddings of a corpus, and the index where it could be filled meanwhile; tokens and embeddings lie beside it."""
+    from ance_fast.data import TokenStore, open_passages
+    from ance_fast.encoding import encode_corpus
+    from ance_fast.index.sink import needs_training
+    from ance_fast.models import Encoder
+
+    encoder = Encoder.load(model, device=devices[0])
+    store = open_passages(data)
+    if not isinstance(store, TokenStore):
+        store = TokenStore.build(
+            store,
+            encoder.tokenizer,
+            output.with_name(output.name + ".tokens"),
+            max_length=encoder.max_document_length,
+            prompt=encoder.document_prompt,
+            show_progress=True,
+        )
+    sink = None
+    if live is not None and not needs_training(factory, encoder.dim):
+        sink = live(store.ids, encoder.dim, devices=devices, fingerprint=encoder.fingerprint())
+    shards = encode_corpus(
+        encoder,
+        store,
+        output.with_name(output.name + ".embeddings"),
+        devices=devices if len(devices) > 1 else None,
+        sinks=[] if sink is None else [sink],
+        show_progress=True,
+    )
+    return shards, None if sink is None else sink.finish()
 
 
 class _Clock:
