@@ -66,8 +66,17 @@ def checked_k(k: int) -> int:
 def ranked(scores: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Reorder each row of `scores`, `positions` [n, k] by (-score, position); padding (position -1) goes last."""
     scores = np.where(positions < 0, np.float32(-np.inf), scores).astype(np.float32, copy=False)
-    order = np.lexsort((positions, -scores, positions < 0), axis=-1)
-    return np.take_along_axis(scores, order, axis=-1), np.take_along_axis(positions, order, axis=-1)
+    left, right = scores[:, :-1], scores[:, 1:]
+    # FAISS returns falling scores, so that most rows (all without ties or padding in their midst) stand as they are.
+    in_place = (left > right) | ((left == right) & (positions[:, :-1] >= 0) & (positions[:, :-1] < positions[:, 1:]))
+    in_place |= positions[:, 1:] < 0
+    moved = np.flatnonzero(~in_place.all(axis=1))
+    if len(moved):
+        order = np.lexsort((positions[moved], -scores[moved], positions[moved] < 0), axis=-1)
+        positions = positions.copy()
+        scores[moved] = np.take_along_axis(scores[moved], order, axis=-1)
+        positions[moved] = np.take_along_axis(positions[moved], order, axis=-1)
+    return scores, positions
 
 
 def padded(scores: np.ndarray, positions: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -45,7 +45,15 @@ def test_tokenize_encode_index_and_search_work_one_after_the_other(model: Path, 
     assert made["passages"] == 400
     encoded = last_json(run("encode", tokens, "-m", model, "-o", embeddings, "--json"))
     assert (encoded["passages"], encoded["dim"]) == (400, 32)
-    assert last_json(run("index", embeddings, "-o", index, "-f", "HNSW16", "--json"))["vectors"] == 400
+    exact = last_json(run("index", embeddings, "-o", tmp_path / "exact", "--on-disk", "--json"))
+    assert exact["backend"] == "exact"
+    assert set(exact["seconds"]) == {"add", "write"}
+    built = run("index", embeddings, "-o", index, "-f", "HNSW16", "--json")
+    assert "HNSW16 over 400 vectors of" in built.stderr
+    approximate = last_json(built)
+    assert approximate["vectors"] == 400
+    assert approximate["recall@10"] > 0.9
+    assert set(approximate["seconds"]) == {"train", "add", "write", "check"}
     found = run("search", index, "-m", model, "--store", tokens, "-k", 3, "--json", stdin="a river\n\nan emperor\n")
     answers = [json.loads(line) for line in found.stdout.splitlines()]
     assert [answer["query"] for answer in answers] == ["a river", "an emperor"]
