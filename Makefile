@@ -17,7 +17,7 @@ demo: $(VENV)/.ready-demo
 	ANCE_FAST_STRICT=1 $(BIN)/ance-fast demo $(ARGS)
 
 test: $(VENV)/.ready-test
-	ANCE_FAST_STRICT=1 $(BIN)/python -m pytest $(ARGS)
+	ANCE_FAST_STRICT=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 # The parts of the engine that threads share, without Python: what a sanitizer reports is ours. Where CUDA's headers are,
 # the ring's code for CUDA runs on a stand-in for its runtime.

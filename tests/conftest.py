@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,8 +105,17 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
         _unexpected.append(f"{report.nodeid}: skipped while collecting")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    # With pytest-xdist only the process that collected knows of modules that skipped themselves meanwhile.
+    _unexpected.extend(getattr(node, "workeroutput", {}).get("unexpected", []))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["unexpected"] = [line for line in _unexpected if "while collecting" in line]
+        return
     if _unexpected and exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

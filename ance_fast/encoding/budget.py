@@ -11,6 +11,7 @@ import torch
 
 from ance_fast.data.packing import PackedBatch, Packer
 from ance_fast.data.token_store import TokenStore
+from ance_fast.encoding.workers import one_thread_an_operation
 from ance_fast.models.encoder import DEFAULT_BATCH_TOKENS, Encoder
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def measured_budget(encoder: Encoder, store: TokenStore) -> int:
         return default_budget(encoder.device)
     packer = Packer(store)
     seconds: dict[int, list[float]] = {}
-    with encoder.backbone.inference():
+    with encoder.backbone.inference(), one_thread_an_operation():  # as the pipeline runs
         for warm in (False, *[True] * ROUNDS):
             for budget in candidates:
                 try:

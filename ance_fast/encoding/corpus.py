@@ -26,6 +26,7 @@ from ance_fast.encoding.shard_writer import ShardWriter
 from ance_fast.encoding.shards import EmbeddingShards
 from ance_fast.encoding.sinks import Sink
 from ance_fast.encoding.stages import StageTimes, batches_on
+from ance_fast.encoding.workers import one_thread_an_operation
 from ance_fast.errors import ArtifactError, ConfigError
 from ance_fast.models.encoder import Encoder
 from ance_fast.progress import Advance, progress_bar
@@ -117,7 +118,7 @@ def _run(
 
     stops = [threading.Event() for _ in encoders]
 
-    def work(encoder: Encoder, stopped: threading.Event) -> None:
+    def work(encoder: Encoder, stopped: threading.Event, workers: int | None) -> None:
         writer = _ShardSink(job, stopped)
         # Several encoders take shards out of order, so what follows reads them from disk at the end.
         sinks: list[Sink] = [writer, *(followers if len(encoders) == 1 else ())]
@@ -127,10 +128,16 @@ def _run(
             writer.abort()
 
     if len(encoders) == 1:
-        work(encoders[0], stops[0])
+        work(encoders[0], stops[0], None)
         return
-    with ThreadPoolExecutor(len(encoders), thread_name_prefix="device") as pool:
-        futures = [pool.submit(work, encoder, stopped) for encoder, stopped in zip(encoders, stops, strict=True)]
+    with (
+        one_thread_an_operation() as threads,
+        ThreadPoolExecutor(len(encoders), thread_name_prefix="device") as pool,
+    ):
+        workers = max(1, threads // len(encoders))
+        futures = [
+            pool.submit(work, encoder, stopped, workers) for encoder, stopped in zip(encoders, stops, strict=True)
+        ]
         failed = [future for future in wait(futures, return_when=FIRST_EXCEPTION).done if future.exception()]
         if failed:
             for stopped in stops:

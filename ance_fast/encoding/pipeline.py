@@ -1,7 +1,8 @@
 """The pipeline: token store -> packer -> encoder -> pooling -> ring -> sinks, every stage in its own time.
 
     packer's thread        windows of corpus rows, cut into packed batches of a token budget (page-locked for a GPU)
-    caller's thread        H2D copy, forward pass, pooling; rows go to their places in a window of contiguous rows
+    caller's thread        H2D copy, forward pass, pooling; rows go to their places in a window of contiguous rows.
+                           On a CPU a thread a core does so, each with a batch of its own
     EmbeddingRing          a slot a window; on a GPU the copy to the host runs on a stream of its own
     a thread a sink        disk, index, matrix: each sees every window once, in corpus order
 
@@ -18,7 +19,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,9 +28,10 @@ from torch import Tensor
 
 from ance_fast.data.packing import PackedBatch, Packer
 from ance_fast.data.token_store import TokenStore
-from ance_fast.encoding.ring import EmbeddingRing
+from ance_fast.encoding.ring import EmbeddingRing, FillSlot
 from ance_fast.encoding.sinks import Sink
 from ance_fast.encoding.stages import StageTimes
+from ance_fast.encoding.workers import Workers, one_thread_an_operation
 from ance_fast.errors import ConfigError, DataError
 from ance_fast.models.encoder import Encoder
 
@@ -80,6 +83,7 @@ def encode_spans(
     times: StageTimes | None = None,
     on_batch: Callable[[int, int], None] | None = None,
     stopped: threading.Event | None = None,
+    workers: int | None = None,
 ) -> None:
     """Embed rows of `store` and hand them to every sink.
 
@@ -90,6 +94,7 @@ def encode_spans(
     window_rows: rows sorted by length together and handed over at once (4,096 on a CPU, 16,384 on a GPU).
     times: receives the seconds of each stage. on_batch: called with (passages, tokens) of each batch.
     stopped: ends the run when it is set, and is set when the run ends, so that spans which wait for something give up.
+    workers: batches encoded at the same time on a CPU, each on one thread; torch's number of threads by default.
 
     Raises DataError naming passages whose embeddings hold NaN or infinity, ConfigError for settings out of range or a
     passage that does not fit the device's memory by itself, and whatever a sink raises.
@@ -103,35 +108,28 @@ def encode_spans(
         raise ConfigError(f"resident is {list(resident.shape)}; expected [{len(store)}, {encoder.dim}]")
     if not sinks and resident is None:
         raise ConfigError("nowhere to put the embeddings: give a sink or a resident matrix")
-    budget = TokenBudget(batch_tokens)
     stopped = stopped or threading.Event()
     packer = Packer(store, pin_memory=device.type == "cuda")
+    run = _Run(encoder, store, packer, TokenBudget(batch_tokens), times, on_batch)
     done: list[Span] = []
     with times.running(), ExitStack() as stack:
         stack.enter_context(encoder.backbone.inference())
-        ring = stack.enter_context(_ring(encoder, store, sinks, rows, times)) if sinks else None
-        batches = stack.enter_context(_packed_ahead(packer, spans, rows, budget, times, stopped))
+        threads = 1
+        if device.type == "cpu":
+            threads = workers or stack.enter_context(one_thread_an_operation())
+        team = stack.enter_context(Workers(threads))
+        ring = stack.enter_context(_ring(run, sinks, rows)) if sinks else None
+        batches = stack.enter_context(_packed_ahead(run, spans, rows, stopped))
         for window, group in _by_window(batches):
             with ring.fill() if ring is not None else nullcontext() as slot:
-                count = window.stop - window.start
-                if resident is not None:
-                    place = resident[window.start : window.stop]
-                elif device.type == "cuda":
-                    place = torch.empty(count, encoder.dim, device=device)
-                else:
-                    assert slot is not None
-                    place = slot.tensor[:count]
-                for batch in group:
-                    _encode_batch(encoder, packer, batch, place, window, store, budget, times)
-                    if on_batch is not None:
-                        on_batch(len(batch), batch.num_tokens)
-                    times.count(len(batch), batch.num_tokens)
-                if slot is not None:
-                    if resident is not None or device.type == "cuda":
-                        slot.copy_from(place.float())
-                    slot.publish(count, tag=window.start)
-                else:
+                place = _place(run, window, resident, slot)
+                team.run(partial(_encode_batch, run, window, place), group)
+                if slot is None:
                     done.append((window.start, window.stop))
+                    continue
+                if resident is not None or device.type == "cuda":
+                    slot.copy_from(place.float())
+                slot.publish(len(place), tag=window.start)
     if resident is not None:
         for start, stop in done:
             _refuse_poisoned(resident[start:stop], start, store)
@@ -156,18 +154,32 @@ def encode_matrix(
     return matrix
 
 
-def _encode_batch(
-    encoder: Encoder,
-    packer: Packer,
-    batch: PackedBatch,
-    place: Tensor,
-    window: Window,
-    store: TokenStore,
-    budget: TokenBudget,
-    times: StageTimes,
-) -> None:
-    """Embeddings of `batch` into `place`, the window's rows; split and tried again where memory does not suffice."""
-    device = encoder.device
+@dataclass(frozen=True)
+class _Run:
+    """What every batch of a run needs."""
+
+    encoder: Encoder
+    store: TokenStore
+    packer: Packer
+    budget: TokenBudget
+    times: StageTimes
+    on_batch: Callable[[int, int], None] | None
+
+
+def _place(run: _Run, window: Window, resident: Tensor | None, slot: FillSlot | None) -> Tensor:
+    """Where the embeddings of a window's rows go, [rows, dim] on the encoder's device."""
+    if resident is not None:
+        return resident[window.start : window.stop]
+    count = window.stop - window.start
+    if slot is not None and run.encoder.device.type == "cpu":
+        return slot.tensor[:count]
+    # A new one for each window: the ring still copies from the last.
+    return torch.empty(count, run.encoder.dim, device=run.encoder.device)
+
+
+def _encode_batch(run: _Run, window: Window, place: Tensor, batch: PackedBatch) -> None:
+    """Embeddings of `batch` to their rows of `place`; split and tried again where memory does not suffice."""
+    encoder, device, times = run.encoder, run.encoder.device, run.times
     try:
         with times.on(device, "H2D") if device.type == "cuda" else nullcontext():
             there = batch.to(device, non_blocking=True)
@@ -179,47 +191,40 @@ def _encode_batch(
         with times.on(device, "pool"):
             place.index_copy_(0, rows, encoder.pool(hidden, there).to(place.dtype))
     except torch.OutOfMemoryError as error:
-        budget.halve(batch.num_tokens)
+        run.budget.halve(batch.num_tokens)
         torch.cuda.empty_cache()
         if len(batch) == 1:
             row = window.start + int(batch.rows[0])
             raise ConfigError(
-                f"passage {store.id(row)!r} (row {row}, {batch.num_tokens} tokens) does not fit the memory of {device} "
-                "by itself; tokenize with a smaller --max-length"
+                f"passage {run.store.id(row)!r} (row {row}, {batch.num_tokens} tokens) does not fit the memory of "
+                f"{device} by itself; tokenize with a smaller --max-length"
             ) from error
     else:
+        times.count(len(batch), batch.num_tokens)
+        if run.on_batch is not None:
+            run.on_batch(len(batch), batch.num_tokens)
         return
-    for smaller in packer.batches(window.start + batch.rows, token_budget=budget.tokens, window=0):
-        part = PackedBatch(
-            smaller.input_ids,
-            smaller.position_ids,
-            smaller.cu_seqlens,
-            smaller.max_seqlen,
-            batch.rows[smaller.rows],
-            smaller.host_offsets,
-        )
-        _encode_batch(encoder, packer, part, place, window, store, budget, times)
+    for part in run.packer.batches(window.start + batch.rows, token_budget=run.budget.tokens, window=0):
+        _encode_batch(run, window, place, replace(part, rows=batch.rows[part.rows]))
 
 
 @contextmanager
-def _ring(
-    encoder: Encoder, store: TokenStore, sinks: Sequence[Sink], rows: int, times: StageTimes
-) -> Iterator[EmbeddingRing]:
+def _ring(run: _Run, sinks: Sequence[Sink], rows: int) -> Iterator[EmbeddingRing]:
     """A ring that the sinks drain, each in a thread; leaving it waits until they have seen everything."""
 
     def consume(number: int, sink: Sink) -> None:
         with ring.drain(number) as slots:
             for slot in slots:
-                _refuse_poisoned(slot.tensor, slot.tag, store)
-                with times.host(sink.stage):
+                _refuse_poisoned(slot.tensor, slot.tag, run.store)
+                with run.times.host(sink.stage):
                     sink.write(slot.tag, slot.array)
 
     ring = EmbeddingRing(
         slots=SLOTS,
-        rows=min(rows, max(1, len(store))),
-        dim=encoder.dim,
+        rows=min(rows, max(1, len(run.store))),
+        dim=run.encoder.dim,
         consumers=len(sinks),
-        pinned="auto" if encoder.device.type == "cuda" else False,
+        pinned="auto" if run.encoder.device.type == "cuda" else False,
     )
     with ThreadPoolExecutor(len(sinks), thread_name_prefix="sink") as pool:
         with ring:
@@ -231,12 +236,7 @@ def _ring(
 
 @contextmanager
 def _packed_ahead(
-    packer: Packer,
-    spans: Iterable[Span],
-    rows: int,
-    budget: TokenBudget,
-    times: StageTimes,
-    stopped: threading.Event,
+    run: _Run, spans: Iterable[Span], rows: int, stopped: threading.Event
 ) -> Iterator[Iterator[tuple[Window, PackedBatch]]]:
     """Batches of every window, packed by a thread that stays at most `BATCHES_AHEAD` ahead."""
     ready: queue.Queue[tuple[Window, PackedBatch] | BaseException | None] = queue.Queue(BATCHES_AHEAD)
@@ -245,9 +245,9 @@ def _packed_ahead(
         try:
             for window in _windows(spans, rows):
                 request = np.arange(window.start, window.stop)
-                batches = packer.batches(request, token_budget=budget.tokens)
+                batches = run.packer.batches(request, token_budget=run.budget.tokens)
                 while not stopped.is_set():
-                    with times.host("pack"):
+                    with run.times.host("pack"):
                         batch = next(batches, None)
                     if batch is None:
                         break

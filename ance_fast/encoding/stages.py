@@ -131,11 +131,13 @@ def batches_on(advance: Advance) -> Callable[[int, int], None]:
     """An `on_batch` for the pipeline that moves a progress bar and shows tokens/s beside passages/s."""
     started = time.perf_counter()
     done = 0
+    lock = threading.Lock()
 
     def on_batch(passages: int, tokens: int) -> None:
         nonlocal done
-        done += tokens
-        rate = done / max(time.perf_counter() - started, 1e-9)
-        advance(passages, f"{rate:,.0f} tokens/s, padding 0 %")
+        with lock:
+            done += tokens
+            rate = done / max(time.perf_counter() - started, 1e-9)
+            advance(passages, f"{rate:,.0f} tokens/s, padding 0 %")
 
     return on_batch

@@ -9,6 +9,7 @@ and values, 4 of its 24 D^2 FLOPs.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,8 +41,8 @@ class _Layer:
     out_norm: nn.LayerNorm
 
 
-class Workspace:
-    """Named matrices that grow to the most rows asked for and are then handed out again and again."""
+class Workspace(threading.local):
+    """Named matrices that grow to the most rows asked for and are then handed out again and again; a thread's own."""
 
     def __init__(self) -> None:
         self._room: dict[str, Tensor] = {}
