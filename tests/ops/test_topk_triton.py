@@ -91,6 +91,15 @@ def test_queries_whose_buffer_overflowed_are_searched_again(filtered, monkeypatc
     assert again[0] == [1]
 
 
+@pytest.mark.parametrize("mine", [[4], [0, 4], [3, 4], [4, 5], [0, 1, 2, 3, 4], []])
+def test_an_excluded_position_is_found_wherever_it_stands_in_its_list(mine):
+    queries, vectors = torch.ones(3, 1, device=DEVICE), torch.tensor([[1.0], [0], [2], [3], [9]], device=DEVICE)
+    offsets = torch.tensor([0, 1, 1 + len(mine), 2 + len(mine)], device=DEVICE)
+    exclude = offsets, torch.tensor([3, *mine, 2], device=DEVICE)
+    found = topk_inner_product(queries, vectors, 5, exclude=exclude, backend="triton")
+    check(found, queries, vectors, 5, exclude=exclude)
+
+
 def test_nan_and_infinity():
     values = torch.tensor([1.0, torch.nan, torch.inf, -torch.inf, -3.4028234663852886e38, -0.0, 0.0, torch.inf])
     vectors = values[:, None].to(DEVICE)

@@ -50,7 +50,7 @@ EXPECTED = {
     "gelu 3072 fp32": (True, True, 0),
     "topk filter": (True, False, 0),
     "topk filter with lists": (True, False, 0),
-    "topk compact": (True, False, 1),
+    "topk compact": (False, False, 1),  # how far it reads is known to the device alone
 }
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int64: "i64", torch.int32: "i32"}
 
@@ -103,8 +103,8 @@ def compile_through(module, kernel, launch):
         "shared": compiled.metadata.shared,
         "registers": registers * compiled.metadata.num_warps * 32,
         "spills": len(re.findall(r"\b(?:LDL|STL)\b", sass)),
-        "wide_loads": len(re.findall(r"ld\.global\S*\.(?:v4\.b32|v2\.b64)", ptx)),
-        "wide_stores": len(re.findall(r"st\.global\S*\.(?:v4\.b32|v2\.b64)", ptx)),
+        "wide_loads": len(re.findall(r"ld\.global\S*\.v4\.b32", ptx)),
+        "wide_stores": len(re.findall(r"st\.global\S*\.v4\.b32", ptx)),
         "barriers": len(re.findall(r"\b(?:ttg|gpu)\.barrier\b", compiled.asm["ttir"])),
     }
 
