@@ -1,4 +1,4 @@
-# make demo | test | sanitize | mutants | lint | bench | clean. Each sets up all it needs in $(VENV) and reuses it the
+# make demo | test | sanitize | soak | mutants | lint | bench | clean. Each sets up all it needs in $(VENV) and reuses it the
 # next time.
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,13 +11,13 @@ SOURCES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csr
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: demo test sanitize mutants lint bench clean
+.PHONY: demo test sanitize soak mutants lint bench clean
 
 demo: $(VENV)/.ready-demo
 	ANCE_FAST_STRICT=1 $(BIN)/ance-fast demo $(ARGS)
 
 test: $(VENV)/.ready-test
-	ANCE_FAST_STRICT=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
+	ANCE_FAST_STRICT=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 # The parts of the engine that threads share, without Python: what a sanitizer reports is ours. Where CUDA's headers are,
 # the ring's code for CUDA runs on a stand-in for its runtime.
@@ -36,6 +36,10 @@ build/sanitize/ring-%: $(RING) $(RING_HEADERS)
 build/sanitize/cuda-ring-%: $(RING) $(CUDA_RING) $(RING_HEADERS)
 	$(SANITIZE) -DANCE_FAST_WITH_CUDA=1 -isystem $(CUDA_INCLUDE) $(RING) $(CUDA_RING) -o $@
 
+# Encoding and indexing, killed at twenty random moments: the bytes have to be those of an undisturbed run.
+soak: $(VENV)/.ready-demo
+	ANCE_FAST_STRICT=1 $(BIN)/python -m benchmarks.soak --out bench-out/soak $(ARGS)
+
 mutants: $(VENV)/.ready-test
 	ANCE_FAST_STRICT=1 $(BIN)/python tests/mutants/run.py $(ARGS)
 
@@ -46,8 +50,8 @@ lint: $(VENV)/.ready-test $(VENV)/.ready-dev
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.ready-demo $(VENV)/.ready-bench
-	ANCE_FAST_STRICT=1 $(BIN)/python -m benchmarks.encode
-	ANCE_FAST_STRICT=1 $(BIN)/python -m benchmarks.run --suite ops --device cpu --out bench-out/ops-cpu $(ARGS)
+	for suite in ops encode ring topk index pipeline; do \
+	  ANCE_FAST_STRICT=1 $(BIN)/python -m benchmarks.run --suite $$suite --out bench-out/$$suite-cpu || exit 1; done
 
 # torch goes first and alone, so that the resolver takes the build that fits this machine's index settings.
 $(VENV)/.ready-%: $(SOURCES)

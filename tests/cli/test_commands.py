@@ -204,7 +204,7 @@ def test_a_full_disk_is_one_message_and_leaves_nothing_that_looks_whole(
     code = (
         "import errno, pathlib, ance_fast.artifacts as a, ance_fast.cli.main as m, sys\n"
         "def full(path): raise OSError(errno.ENOSPC, 'No space left on device', str(path))\n"
-        "a._fsync = full\n"
+        "a.fsync = full\n"
         f"sys.argv = ['ance-fast', 'tokenize', {str(wiki)!r}, '-m', {str(model)!r}, '-o', {str(tmp_path / 't')!r}]\n"
         "m.main()\n"
     )

@@ -39,7 +39,7 @@ def test_describe_names_a_backend_and_a_reason_for_every_op_and_device():
 
 def test_an_op_without_a_gpu_kernel_is_not_a_fallback(monkeypatch):
     monkeypatch.setenv("ANCE_FAST_STRICT", "1")
-    assert dispatch.choose("encoder_layer", "cuda", torch.float32).backend == "torch"
+    assert dispatch.choose("packed_self_attention", "cuda", torch.float32).backend == "torch"
 
 
 def test_a_gpu_with_an_extension_built_without_cuda_uses_triton_and_says_so(monkeypatch):
