@@ -3,9 +3,9 @@
 #
 #   OUT=DIR bash benchmarks/gpu_check.sh
 #
-# Every step has a time by which it ends; what one leaves unused, later ones have. OUT receives at most eight files: the
-# log of each step and the four files of the suite. Exits with 1 when a step failed; the last lines say which, what it
-# took, and which tests could not run because a package is missing.
+# Every step has a time by which it ends; what one leaves unused, later ones have. OUT receives eight files: three logs,
+# the four files of the op suite, and suites.tar.gz with the results of the other suites. Exits with 1 when a step failed;
+# the last lines say which, what it took, and which tests could not run because a package is missing.
 #
 # Needs python3 with torch, triton, numpy, pybind11, setuptools, cmake, ninja, nvcc, pytest, pytest-timeout, hypothesis,
 # pyarrow and matplotlib; with pytest-xdist tests run in eight processes. Any wheel in .whl/ (pip download --no-deps -d
@@ -46,7 +46,7 @@ step() {
   fi
 }
 
-rm -f "$OUT"/{build,sanitizer,tests,suite}.log
+rm -f "$OUT"/{build,tests,suite}.log
 if compgen -G '.whl/*.whl' >/dev/null; then
   site=$(mktemp -d)
   timeout 30 python3 -m pip install --quiet --no-index --no-deps --no-compile --target "$site" .whl/*.whl || exit 1
@@ -60,12 +60,23 @@ mapfile -t others < <(find tests -mindepth 1 -maxdepth 1 \( -type d -o -name 'te
 
 step build 110 build.log env ANCE_FAST_CUDA=on python3 setup.py build_ext --inplace
 # Without torch's cache every tensor is an allocation of its own, whose ends memcheck knows.
-step memcheck 165 sanitizer.log env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+step memcheck 165 build.log env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
   compute-sanitizer --tool memcheck --error-exitcode 1 --print-limit 20 python3 -m benchmarks.gpu_smoke
-step racecheck 220 sanitizer.log \
+step racecheck 220 build.log \
   compute-sanitizer --tool racecheck --error-exitcode 1 --print-limit 20 python3 -m benchmarks.gpu_smoke
 step "tests of ops and native code" 310 tests.log "${tests[@]}" tests/ops tests/native
-step suite 450 suite.log python3 -m benchmarks.run --suite ops --device cuda --out "$OUT"
+step suite 385 suite.log python3 -m benchmarks.run --suite ops --device cuda --out "$OUT"
+others_out=$(mktemp -d)
+suite() {
+  local name=$1 end=$2
+  shift 2
+  step "$name suite" "$end" suite.log python3 -m benchmarks.run --suite "$name" --device cuda --out "$others_out/$name" "$@"
+}
+suite encode 415 --passages 2000 --rounds 3
+suite ring 430 --rows 4096 16384 --rounds 5
+suite topk 450 --shapes full --rounds 3
+suite pipeline 465 --rounds 3
+tar -czf "$OUT/suites.tar.gz" -C "$others_out" .
 step "all other tests" 525 tests.log "${tests[@]}" "${others[@]}"
 
 sed -n 1,12p "$OUT/results.md" 2>/dev/null
