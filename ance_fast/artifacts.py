@@ -11,11 +11,14 @@ beside the empty place: whoever opens or writes the artifact next puts the old o
 from __future__ import annotations
 
 import errno
+import fcntl
+import glob
 import hashlib
 import json
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -27,6 +30,7 @@ from ance_fast.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
+STAGING_GRACE_SECONDS = 60.0
 
 _NO_LINKS = (errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
@@ -96,14 +100,43 @@ def staged_artifact(path: str | os.PathLike[str], kind: str, manifest: dict[str,
     target = Path(path)
     refuse_foreign(target, kind)
     target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep_staging(target)
     staging = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     staging.mkdir()
+    with _locked(staging):
+        try:
+            yield staging
+            seal(staging, kind, manifest)
+            publish(staging, target)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[bool]:
+    """Hold a lock on `directory` that ends with the process; yields whether it could be had."""
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
-        yield staging
-        seal(staging, kind, manifest)
-        publish(staging, target)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # another process has it, or the file system knows no locks
+            yield False
+        else:
+            yield True
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _sweep_staging(target: Path) -> None:
+    """Remove what processes that were killed while they built `target` have left."""
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.????????.tmp"):
+        with suppress(OSError):
+            # Young ones may be about to be locked.
+            if time.time() - leftover.stat().st_mtime < STAGING_GRACE_SECONDS or not leftover.is_dir():
+                continue
+            with _locked(leftover) as dead:
+                if dead:
+                    shutil.rmtree(leftover, ignore_errors=True)
 
 
 def seal(
@@ -127,7 +160,13 @@ def seal(
 
 
 def publish(staging: Path, target: Path) -> None:
-    """Rename the sealed directory `staging` to `target`, replacing what is there."""
+    """Rename the sealed directory `staging` to `target`, replacing an artifact of its kind.
+
+    Raises `ArtifactError` if something else has come there meanwhile.
+    """
+    kind = _read_manifest(staging).get("kind")
+    if kind is not None:
+        refuse_foreign(target, kind)
     crash_point("publish.before")
     while True:
         old = None

@@ -84,13 +84,19 @@ def soak(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         if process.returncode:
             sys.exit(f"error: {name} ended with {process.returncode} after a kill")
         if name == "index":  # both are done: begin again for the kills that are left
+            finish(folder, disturbed)
             verdict = compare(quiet, disturbed)
             if verdict["verdict"] != "equal":
                 return {**verdict, "kills": kills}
             disturbed = folder / f"disturbed-{len(kills)}"
-    for name in ("embeddings", "index"):
-        subprocess.run(command(name, folder, disturbed), check=True, capture_output=True)
+    finish(folder, disturbed)
     return {**compare(quiet, disturbed), "kills": kills, "passages": len(store), "shard_rows": SHARD_ROWS}
+
+
+def finish(folder: Path, place: Path) -> None:
+    """Let both commands end, which also put away what a kill right after publishing has left."""
+    for name in ("embeddings", "index"):
+        subprocess.run(command(name, folder, place), check=True, capture_output=True)
 
 
 def command(name: str, folder: Path, place: Path) -> list[str]:
@@ -115,7 +121,9 @@ def compare(quiet: Path, disturbed: Path) -> dict[str, Any]:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    return {file.relative_to(folder).as_posix(): checksum(file) for file in sorted(folder.rglob("*")) if file.is_file()}
+    names = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    # What a killed save of the index has left is hidden beside it until a later one, a minute on, removes it.
+    return {name: checksum(file) for name, file in names.items() if not name.startswith(".index.")}
 
 
 if __name__ == "__main__":

@@ -225,3 +225,31 @@ def test_a_process_dies_when_it_reaches_its_crash_point_for_the_nth_time() -> No
         ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
         assert ran.returncode == (-signal.SIGKILL if last < 8 else 0)
         assert ran.stdout.split()[-1] == str(last)
+
+
+def test_what_a_killed_build_left_is_removed_by_a_later_one(tmp_path):
+    left, alive = tmp_path / ".made.0123abcd.tmp", tmp_path / ".made.89abcdef.tmp"
+    other = tmp_path / ".made.by.0123abcd.tmp"
+    for folder in (left, alive, other):
+        folder.mkdir()
+        (folder / "half").write_text("x")
+        os.utime(folder, (0, 0))
+    with artifacts._locked(alive) as locked:
+        assert locked
+        with artifacts.staged_artifact(tmp_path / "made", "thing", {}) as folder:
+            (folder / "a").write_text("a")
+    assert not left.exists()
+    assert alive.exists()
+    assert other.exists()
+
+
+def test_what_has_come_to_the_place_meanwhile_is_not_replaced(tmp_path):
+    with (
+        pytest.raises(ArtifactError, match="exists and is not a thing"),
+        artifacts.staged_artifact(tmp_path / "made", "thing", {}) as folder,
+    ):
+        (folder / "a").write_text("a")
+        (tmp_path / "made").mkdir()
+        (tmp_path / "made" / "theirs").write_text("theirs")
+    assert (tmp_path / "made" / "theirs").read_text() == "theirs"
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]

@@ -74,9 +74,7 @@ def encode_corpus(
     `OSError` says which file a full disk cut off (finished shards stay).
     """
     times = times or StageTimes()
-    store = (
-        corpus if isinstance(corpus, TokenStore) else _tokenised(encoder, corpus, Path(out_dir), times, show_progress)
-    )
+    store = tokenised(encoder, corpus, Path(out_dir), times, show_progress=show_progress)
     _check_store(encoder, store)
     job = ShardJob.enter(
         out_dir,
@@ -138,10 +136,12 @@ def _run(
         futures = [
             pool.submit(work, encoder, stopped, workers) for encoder, stopped in zip(encoders, stops, strict=True)
         ]
-        failed = [future for future in wait(futures, return_when=FIRST_EXCEPTION).done if future.exception()]
-        if failed:
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:  # a device that failed, or Ctrl-C, ends the others
             for stopped in stops:
                 stopped.set()
+        failed = [future for future in futures if future.done() and future.exception()]
         for future in [*failed, *futures]:
             future.result()
 
@@ -188,7 +188,11 @@ class _Follower:
             whole = next((path for first, _, path in self._job.finished if first == self._next), None)
             if whole is None:
                 return  # still being made elsewhere: the rest is read when all is done
-            self._send(np.load(whole, mmap_mode="r"), stored=True)
+            try:
+                stored = np.load(whole, mmap_mode="r")
+            except FileNotFoundError:
+                return  # another process has published everything meanwhile
+            self._send(stored, stored=True)
         if self._next == start:
             self._send(block, stored=False)
 
@@ -244,18 +248,22 @@ def _sample_mean(encoder: Encoder, store: TokenStore) -> np.ndarray:
     return mean
 
 
-def _tokenised(
+def tokenised(
     encoder: Encoder,
-    corpus: Iterable[Document | tuple[str, str] | str],
-    target: Path,
+    corpus: TokenStore | Iterable[Document | tuple[str, str] | str],
+    out_dir: Path,
     times: StageTimes,
-    show_progress: bool,
+    *,
+    show_progress: bool = False,
 ) -> TokenStore:
+    """`corpus` if it is a token store, else one made of it beside `out_dir`."""
+    if isinstance(corpus, TokenStore):
+        return corpus
     with times.running(), times.host("tokenise"):
         return TokenStore.build(
             corpus,
             encoder.tokenizer,
-            target.with_name(target.name + ".tokens"),
+            out_dir.with_name(out_dir.name + ".tokens"),
             max_length=encoder.max_document_length,
             prompt=encoder.document_prompt,
             show_progress=show_progress,

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ance_fast.data.packing import PackedBatch, Packer
 from ance_fast.data.token_store import TokenStore
-from ance_fast.encoding.ring import EmbeddingRing, FillSlot
+from ance_fast.encoding.ring import EmbeddingRing, FillSlot, RingCancelled
 from ance_fast.encoding.sinks import Sink
 from ance_fast.encoding.stages import StageTimes
 from ance_fast.encoding.workers import Workers, one_thread_an_operation
@@ -65,7 +65,8 @@ class TokenBudget:
 
     def halve(self, failed: int) -> None:
         """After a batch of `failed` tokens did not fit."""
-        smaller = max(1, min(self.tokens, failed) // 2)
+        # By what failed, not by what is left: batches of the old size may still be on their way.
+        smaller = max(1, failed // 2)
         if smaller < self.tokens:
             self.tokens = smaller
             logger.warning("out of memory on a batch of %d tokens: going on with %d a batch", failed, smaller)
@@ -93,7 +94,8 @@ def encode_spans(
         the device runs out of memory.
     window_rows: rows sorted by length together and handed over at once (4,096 on a CPU, 16,384 on a GPU).
     times: receives the seconds of each stage. on_batch: called with (passages, tokens) of each batch.
-    stopped: ends the run when it is set, and is set when the run ends, so that spans which wait for something give up.
+    stopped: ends the run with RingCancelled when it is set, and is set when the run ends, so that spans which wait for
+        something give up.
     workers: batches encoded at the same time on a CPU, each on one thread; torch's number of threads by default.
 
     Raises DataError naming passages whose embeddings hold NaN or infinity, ConfigError for settings out of range or a
@@ -117,6 +119,7 @@ def encode_spans(
         threads = 1
         if device.type == "cpu":
             threads = workers or stack.enter_context(one_thread_an_operation())
+            threads = 1 if encoder.backbone.has_own_threads else threads
         team = stack.enter_context(Workers(threads))
         ring = stack.enter_context(_ring(run, sinks, rows)) if sinks else None
         batches = stack.enter_context(_packed_ahead(run, spans, rows, stopped))
@@ -179,6 +182,26 @@ def _place(run: _Run, window: Window, resident: Tensor | None, slot: FillSlot | 
 
 def _encode_batch(run: _Run, window: Window, place: Tensor, batch: PackedBatch) -> None:
     """Embeddings of `batch` to their rows of `place`; split and tried again where memory does not suffice."""
+    if len(batch) == 1 or batch.num_tokens <= run.budget.tokens:
+        if _fits(run, place, batch):
+            run.times.count(len(batch), batch.num_tokens)
+            if run.on_batch is not None:
+                run.on_batch(len(batch), batch.num_tokens)
+            return
+        run.budget.halve(batch.num_tokens)
+        torch.cuda.empty_cache()
+        if len(batch) == 1:
+            row = window.start + int(batch.rows[0])
+            raise ConfigError(
+                f"passage {run.store.id(row)!r} (row {row}, {batch.num_tokens} tokens) does not fit the memory of "
+                f"{run.encoder.device} by itself; tokenize with a smaller --max-length"
+            )
+    for part in run.packer.batches(window.start + batch.rows, token_budget=run.budget.tokens, window=0):
+        _encode_batch(run, window, place, replace(part, rows=batch.rows[part.rows]))
+
+
+def _fits(run: _Run, place: Tensor, batch: PackedBatch) -> bool:
+    """Compute the embeddings of `batch`; False where the device has not the memory."""
     encoder, device, times = run.encoder, run.encoder.device, run.times
     try:
         with times.on(device, "H2D") if device.type == "cuda" else nullcontext():
@@ -190,22 +213,9 @@ def _encode_batch(run: _Run, window: Window, place: Tensor, batch: PackedBatch) 
             hidden = encoder.hidden(there)
         with times.on(device, "pool"):
             place.index_copy_(0, rows, encoder.pool(hidden, there).to(place.dtype))
-    except torch.OutOfMemoryError as error:
-        run.budget.halve(batch.num_tokens)
-        torch.cuda.empty_cache()
-        if len(batch) == 1:
-            row = window.start + int(batch.rows[0])
-            raise ConfigError(
-                f"passage {run.store.id(row)!r} (row {row}, {batch.num_tokens} tokens) does not fit the memory of "
-                f"{device} by itself; tokenize with a smaller --max-length"
-            ) from error
-    else:
-        times.count(len(batch), batch.num_tokens)
-        if run.on_batch is not None:
-            run.on_batch(len(batch), batch.num_tokens)
-        return
-    for part in run.packer.batches(window.start + batch.rows, token_budget=run.budget.tokens, window=0):
-        _encode_batch(run, window, place, replace(part, rows=batch.rows[part.rows]))
+    except torch.OutOfMemoryError:
+        return False
+    return True
 
 
 @contextmanager
@@ -237,28 +247,33 @@ def _ring(run: _Run, sinks: Sequence[Sink], rows: int) -> Iterator[EmbeddingRing
 @contextmanager
 def _packed_ahead(
     run: _Run, spans: Iterable[Span], rows: int, stopped: threading.Event
-) -> Iterator[Iterator[tuple[Window, PackedBatch]]]:
-    """Batches of every window, packed by a thread that stays at most `BATCHES_AHEAD` ahead."""
-    ready: queue.Queue[tuple[Window, PackedBatch] | BaseException | None] = queue.Queue(BATCHES_AHEAD)
+) -> Iterator[Iterator[tuple[Window, PackedBatch | None]]]:
+    """Batches of every window, packed by a thread that stays at most `BATCHES_AHEAD` ahead; None ends a window.
+
+    The end is said before the next span is asked for: that may wait until this window has been stored.
+    """
+    ready: queue.Queue[tuple[Window, PackedBatch | None] | BaseException | None] = queue.Queue(BATCHES_AHEAD)
 
     def pack() -> None:
         try:
             for window in _windows(spans, rows):
                 request = np.arange(window.start, window.stop)
                 batches = run.packer.batches(request, token_budget=run.budget.tokens)
-                while not stopped.is_set():
+                while True:
+                    if stopped.is_set():
+                        raise RingCancelled("the encoding was stopped")
                     with run.times.host("pack"):
                         batch = next(batches, None)
+                    ready.put((window, batch))
                     if batch is None:
                         break
-                    ready.put((window, batch))
-                if stopped.is_set():
-                    break
+            if stopped.is_set():
+                raise RingCancelled("the encoding was stopped")
             ready.put(None)
         except BaseException as error:
             ready.put(error)
 
-    def batches() -> Iterator[tuple[Window, PackedBatch]]:
+    def batches() -> Iterator[tuple[Window, PackedBatch | None]]:
         while (item := ready.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
@@ -284,19 +299,17 @@ def _windows(spans: Iterable[Span], rows: int) -> Iterator[Window]:
 
 
 def _by_window(
-    batches: Iterator[tuple[Window, PackedBatch]],
+    batches: Iterator[tuple[Window, PackedBatch | None]],
 ) -> Iterator[tuple[Window, Iterator[PackedBatch]]]:
-    """Consecutive batches of one window together; each group has to be used up before the next is asked for."""
-    item = next(batches, None)
+    """Each window with its batches, which have to be used up before the next window is asked for."""
 
-    def group(window: Window) -> Iterator[PackedBatch]:
-        nonlocal item
-        while item is not None and item[0] == window:
-            yield item[1]
-            item = next(batches, None)
+    def rest(batch: PackedBatch | None) -> Iterator[PackedBatch]:
+        while batch is not None:
+            yield batch
+            _, batch = next(batches)
 
-    while item is not None:
-        yield item[0], group(item[0])
+    for window, first in batches:
+        yield window, rest(first)
 
 
 def _refuse_poisoned(block: Tensor, start: int, store: TokenStore) -> None:

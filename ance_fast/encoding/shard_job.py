@@ -250,7 +250,10 @@ class ShardJob:
                 continue
             found = files.record(shard).exists() or (files.result / shard.name).exists()
             # A shard without a record that somebody has claimed is one he is about to record.
-            if found and holder(files.claims / shard.name, stale_after=self._stale_after) is None:
+            if not found or holder(files.claims / shard.name, stale_after=self._stale_after) is not None:
+                continue
+            # Looked at again: its record may have come, and its claim gone, between the two looks.
+            if self._fault(files, shard, verify) is not None:
                 logger.warning("%s: %s; done again", files.result / shard.name, fault)
                 files.record(shard).unlink(missing_ok=True)
         if self._whole:

@@ -53,11 +53,12 @@ class StageTimes:
                 yield
             return
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
+        stream = torch.cuda.current_stream(device)
+        begin.record(stream)
         try:
             yield
         finally:
-            end.record()
+            end.record(stream)
             with self._lock:
                 self._pending.append((stage, begin, end))
             self._collect()

@@ -82,6 +82,8 @@ class PackedBackbone(nn.Module):
         # The stack is kept with its graphs and workspaces; it runs only within `inference`.
         self._stack: BertStack | GraphedStack | None = None
         self._fused = False
+        # A session of another runtime has; torch's are those of whoever calls.
+        self.has_own_threads = False
         self.mode, self.reason = "padded", "asked for"
         if attention != "padded":
             self.mode, self.reason = self._choose()

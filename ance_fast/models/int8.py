@@ -109,6 +109,7 @@ class Int8Backbone(nn.Module):
         self.pad_token_id = backbone.pad_token_id
         self.mode, self.reason = "padded", "int8 runs in ONNX Runtime"
         self.fused = False
+        self.has_own_threads = True
         self.session = _session(backbone, reduce_range)
 
     @property

@@ -110,6 +110,9 @@ def test_encode_goes_on_and_refuses_to_mix(model: Path, wiki: Path, tmp_path: Pa
     assert last_json(run("encode", wiki, "-m", model, "-o", embeddings, "--json"))["passages"] == 0
     refused = run("encode", wiki, "-m", model, "-o", embeddings, "--dtype", "float16", "--centre", status=1)
     assert "--no-resume" in refused.stderr
+    eight_bits = run("encode", wiki, "-m", model, "-o", embeddings, "--int8", status=1).stderr
+    assert "top-10 overlap with float32" in eight_bits
+    assert "precision 'float32', now 'int8'" in eight_bits
     arguments = ("--dtype", "float16", "--centre", "--no-resume", "--json")
     assert last_json(run("encode", wiki, "-m", model, "-o", embeddings, *arguments))["dtype"] == "float16"
 

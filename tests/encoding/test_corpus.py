@@ -222,7 +222,25 @@ def test_a_device_that_fails_ends_the_others(
     with pytest.raises(RuntimeError, match="a broken device"):
         encode_corpus(encoder, store, tmp_path / "out", shard_rows=50, batch_tokens=100, devices=["cpu", "cpu"])
     assert calls < 200
+    # What the device that did not fail was working on was left, not stored half encoded.
     encode_corpus(encoder, store, tmp_path / "out", shard_rows=50, batch_tokens=100, devices=["cpu", "cpu"])
+    monkeypatch.setattr(PackedBackbone, "forward", inner)
+    encode_corpus(encoder, store, tmp_path / "one", shard_rows=50, batch_tokens=100)
+    assert digests(tmp_path / "out") == digests(tmp_path / "one")
+
+
+def test_processes_that_share_a_folder_end_together(
+    tiny: Callable[..., Path], encoder: Encoder, store: TokenStore, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", CHILD, str(tiny("Bert")), str(store.path), str(tmp_path / "out")]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(2)]
+    for process in processes:
+        assert process.wait(100) == 0, process.stderr
+    assert (tmp_path / "out" / "manifest.json").exists()
+    assert not (tmp_path / ".out.encoding").exists()
+    encode_corpus(encoder, store, tmp_path / "whole", shard_rows=50, batch_tokens=200)
+    # The seeds of `tiny` are fixed, so both encoders have the same weights.
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
 
 
 def test_a_poisoned_passage_is_named_and_finished_shards_stay(

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from ance_fast import Encoder, TokenStore
 from ance_fast.data.packing import PackedBatch
-from ance_fast.encoding import pipeline
+from ance_fast.encoding import RingCancelled, pipeline
 from ance_fast.encoding.pipeline import encode_matrix, encode_spans
 from ance_fast.encoding.sinks import MatrixSink
 from ance_fast.encoding.stages import StageTimes
@@ -202,9 +202,12 @@ def test_a_batch_that_does_not_fit_is_split_and_the_budget_halves(
         encode_spans(encoder, store, [(0, 400)], [recorder], batch_tokens=1000, window_rows=100)
     np.testing.assert_allclose(np.concatenate([block for _, block in recorder.blocks]), expected, atol=2e-6)
     said = [record.message for record in caplog.records]
-    assert said[0].startswith("out of memory on a batch of")
-    assert "going on with 4" in said[0]
-    assert max(sizes[-20:]) <= 130  # later batches are packed smaller from the start
+    assert [message.rpartition(" ")[0] for message in said] == [
+        f"out of memory on a batch of {failed} tokens: going on with {failed // 2} a"
+        for failed in [size for size in sizes if size > 130]
+    ]
+    assert len(said) == 3  # not once for every batch that was packed already
+    assert 60 < max(sizes[-20:]) <= 130  # later batches are packed smaller from the start
     monkeypatch.setattr(encoder, "hidden", lambda batch: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
     with pytest.raises(ConfigError, match="does not fit the memory of cpu by itself"):
         encode_spans(encoder, store, [(0, 400)], [Recorder()], batch_tokens=1000)
@@ -219,6 +222,37 @@ def test_bad_settings_are_refused(encoder: Encoder, store: TokenStore) -> None:
         encode_spans(encoder, store, [(0, 1)], batch_tokens=9)
     with pytest.raises(ConfigError, match=r"resident is \[3, 2\]; expected \[400, 32\]"):
         encode_spans(encoder, store, [(0, 1)], resident=torch.zeros(3, 2), batch_tokens=9)
+
+
+def test_a_window_is_handed_over_before_the_next_span_is_asked_for(encoder: Encoder, store: TokenStore) -> None:
+    recorder = Recorder()
+
+    def spans() -> Iterator[tuple[int, int]]:
+        yield 0, 30
+        deadline = time.monotonic() + 20
+        while not recorder.blocks and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert recorder.blocks  # what the next span waits for may be this
+        yield 30, 60
+
+    encode_spans(encoder, store, spans(), [recorder], batch_tokens=200)
+    assert [start for start, _ in recorder.blocks] == [0, 30]
+
+
+def test_a_run_that_is_stopped_leaves_no_window_half_encoded(encoder: Encoder, store: TokenStore) -> None:
+    stopped, recorder = threading.Event(), Recorder()
+    with pytest.raises(RingCancelled, match="the encoding was stopped"):
+        encode_spans(
+            encoder,
+            store,
+            [(0, 400)],
+            [recorder],
+            batch_tokens=100,
+            window_rows=200,
+            stopped=stopped,
+            on_batch=lambda passages, tokens: stopped.set(),
+        )
+    assert not recorder.blocks
 
 
 def test_no_rows_reach_the_sinks_of_an_empty_run(encoder: Encoder, store: TokenStore) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ance_fast.cli.output import print_json, print_stages
+
+if TYPE_CHECKING:
+    from ance_fast.data import TokenStore
 
 
 def encode(
@@ -16,6 +19,10 @@ def encode(
     model: Annotated[str, typer.Option("--model", "-m", help="Checkpoint folder or Hugging Face id.")],
     dtype: Annotated[str, typer.Option(help="float32 or float16, as stored.")] = "float32",
     centre: Annotated[bool, typer.Option("--centre", help="Subtract the mean before rounding to float16.")] = False,
+    int8: Annotated[
+        bool,
+        typer.Option("--int8", help="ONNX Runtime in 8 bits on the CPU; refused where it changes too many neighbours."),
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1; several with commas: cuda:0,cuda:1")] = "auto",
     batch_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens of one forward pass [default: measured at the start].")
@@ -36,14 +43,20 @@ def encode(
     """
     from ance_fast.data import open_passages
     from ance_fast.encoding import StageTimes, encode_corpus
+    from ance_fast.encoding.corpus import tokenised
     from ance_fast.models import Encoder
+    from ance_fast.models.int8 import quantize
 
     devices = device.split(",")
-    encoder = Encoder.load(model, device=devices[0], max_document_length=max_length)
+    encoder = Encoder.load(model, device="cpu" if int8 else devices[0], max_document_length=max_length)
+    passages = open_passages(data)
     times = StageTimes()
+    if int8:
+        passages = tokenised(encoder, passages, output, times, show_progress=True)
+        encoder = quantize(encoder, _sample(passages))
     shards = encode_corpus(
         encoder,
-        open_passages(data),
+        passages,
         output,
         dtype=dtype,
         centre=centre,
@@ -60,3 +73,9 @@ def encode(
     else:
         print(f"{output}: {len(shards):,} embeddings of {shards.dim} dimensions, {times.passages:,} of them new")
         print_stages(times.summary())
+
+
+def _sample(store: TokenStore, size: int = 400) -> list[str]:
+    """Evenly spaced texts of a corpus."""
+    rows = range(0, len(store), max(1, len(store) // size))
+    return [store.document(row).full_text for row in rows][:size]

@@ -55,7 +55,7 @@ def index(
     built: Index | None = None
     if model is not None:
         live = None if on_disk or dtype is not None else functools.partial(IndexSink, factory=factory, metric=metric)
-        shards, built = _encoded(embeddings, model, output, factory, devices, live)
+        shards, built = _encoded(embeddings, model, output, factory, devices, live, memory_check)
         clock.stage("encode")
     else:
         shards = EmbeddingShards.open(embeddings)
@@ -106,10 +106,12 @@ def _encoded(
     factory: str,
     devices: list[str],
     live: Callable[..., IndexSink] | None,
+    memory_check: bool,
 ) -> tuple[EmbeddingShards, Index | None]:
     """Embeddings of a corpus, and the index where it could be filled meanwhile; tokens and embeddings lie beside it."""
     from ance_fast.data import TokenStore, open_passages
     from ance_fast.encoding import encode_corpus
+    from ance_fast.index.memory import check_memory, estimate_memory
     from ance_fast.index.sink import needs_training
     from ance_fast.models import Encoder
 
@@ -124,6 +126,11 @@ def _encoded(
             prompt=encoder.document_prompt,
             show_progress=True,
         )
+    if live is not None:
+        expected = estimate_memory(factory, len(store), encoder.dim)
+        print(f"{factory} over {len(store):,} vectors of {encoder.dim}: about {expected}", file=sys.stderr)
+        if memory_check:
+            check_memory(expected, factory, len(store), encoder.dim, devices)
     sink = None
     if live is not None and not needs_training(factory, encoder.dim):
         sink = live(store.ids, encoder.dim, devices=devices, fingerprint=encoder.fingerprint())
