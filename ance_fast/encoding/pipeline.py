@@ -120,6 +120,7 @@ def encode_spans(
         if device.type == "cpu":
             threads = workers or stack.enter_context(one_thread_an_operation())
             threads = 1 if encoder.backbone.has_own_threads else threads
+        times.lanes |= {"forward": threads, "pool": threads}
         team = stack.enter_context(Workers(threads))
         ring = stack.enter_context(_ring(run, sinks, rows)) if sinks else None
         batches = stack.enter_context(_packed_ahead(run, spans, rows, stopped))

@@ -17,13 +17,16 @@ STAGES = ("tokenise", "pack", "H2D", "forward", "pool", "D2H", "write", "add", "
 
 
 class StageTimes:
-    """Seconds of work by stage. Stages overlap, so their sum may exceed `wall`; the largest one limits.
+    """Seconds of work by stage. Stages overlap, so their sum may exceed `wall`; the one that is busiest limits.
+
+    `lanes` says how many threads work at a stage at the same time, 1 where it says nothing.
 
     Threads may add at once. On CUDA the stages of the device are measured by events, without waiting for them.
     """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.lanes: dict[str, int] = {}
         self.wall = 0.0
         self.passages = 0
         self.tokens = 0
@@ -91,14 +94,18 @@ class StageTimes:
 
     @property
     def limiting(self) -> str | None:
-        """The stage with the most work; None before anything was measured."""
-        return max(self.seconds, key=lambda stage: self.seconds[stage], default=None)
+        """The stage that is busy the largest share of the time; None before anything was measured."""
+        return max(self.seconds, key=lambda stage: self.seconds[stage] / self.lanes.get(stage, 1), default=None)
 
     def table(self) -> list[dict[str, Any]]:
-        """{"stage", "seconds", "share" of the wall time} of every stage that ran, in the order data flows."""
+        """{"stage", "seconds", "share" of the time that its threads were busy} of every stage, in the order data flows."""
         known = [*STAGES, *sorted(self.seconds.keys() - set(STAGES))]
         return [
-            {"stage": stage, "seconds": self.seconds[stage], "share": self.seconds[stage] / max(self.wall, 1e-9)}
+            {
+                "stage": stage,
+                "seconds": self.seconds[stage],
+                "share": self.seconds[stage] / max(self.wall, 1e-9) / self.lanes.get(stage, 1),
+            }
             for stage in known
             if stage in self.seconds
         ]

@@ -29,10 +29,13 @@ def test_stages_add_up_across_threads_and_stand_in_the_order_data_flows() -> Non
     assert table[1]["share"] == pytest.approx(3.0 / times.wall)
     assert table[0]["seconds"] >= 0.02
     assert times.limiting == "write"
+    times.lanes["write"] = 200
+    assert times.limiting == "another"
+    assert times.table()[1]["share"] == pytest.approx(3.0 / times.wall / 200)
     summary = times.summary()
     assert summary["passages_per_s"] == pytest.approx(10 / times.wall)
     assert summary["tokens"] == 300
-    assert summary["limiting_stage"] == "write"
+    assert summary["limiting_stage"] == "another"
 
 
 def test_runs_within_and_beside_each_other_count_once() -> None:
