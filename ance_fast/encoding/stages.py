@@ -98,7 +98,7 @@ class StageTimes:
         return max(self.seconds, key=lambda stage: self.seconds[stage] / self.lanes.get(stage, 1), default=None)
 
     def table(self) -> list[dict[str, Any]]:
-        """{"stage", "seconds", "share" of the time that its threads were busy} of every stage, in the order data flows."""
+        """{"stage", "seconds", "share" of the time its threads were busy} of every stage, in the order data flows."""
         known = [*STAGES, *sorted(self.seconds.keys() - set(STAGES))]
         return [
             {
