@@ -12,7 +12,7 @@ import io
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
@@ -36,15 +36,37 @@ def open_bytes(path: Path) -> BinaryIO:
     if is_pipe(path):
         # Not by its path: /dev/stdin cannot be opened where it is a socket or another user's terminal.
         pipe = open(0, "rb", closefd=False) if path == STDIN else open(path, "rb")  # noqa: SIM115
-        head = pipe.peek(4)
+        # Not peeked at: that may show less, if the writer's first piece is shorter.
+        head = pipe.read(4)
         suffix = next((suffix for magic, suffix in _MAGIC.items() if head.startswith(magic)), "")
-        file = pipe
+        file = io.BufferedReader(_Resumed(head, pipe), _BLOCK)
     if suffix == ".gz":
         return cast(BinaryIO, gzip.open(file or path, "rb"))
     if suffix == ".zst":
         source = pa.PythonFile(file, "r") if file else pa.OSFile(str(path))
         return cast(BinaryIO, io.BufferedReader(pa.CompressedInputStream(source, "zstd"), _BLOCK))
     return file or open(path, "rb")
+
+
+class _Resumed(io.RawIOBase):
+    """A pipe whose first bytes have been read already."""
+
+    def __init__(self, head: bytes, pipe: BinaryIO) -> None:
+        self._head, self._pipe = head, pipe
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer)
+        data, self._head = self._head[: len(view)], self._head[len(view) :]
+        data = data or self._pipe.read1(len(view))  # type: ignore[attr-defined]
+        view[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._pipe.close()
+        super().close()
 
 
 def damage(error: Exception) -> str | None:

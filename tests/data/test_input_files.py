@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import threading
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -43,6 +44,25 @@ def test_a_pipe_is_decompressed_by_its_first_bytes(tmp_path: Path, compress) -> 
     os.mkfifo(pipe)
     assert is_pipe(pipe)
     writer = threading.Thread(target=lambda: pipe.write_bytes(compress(TEXT)), daemon=True)
+    writer.start()
+    assert read(pipe) == TEXT
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, zstd])
+def test_the_first_bytes_of_a_pipe_may_come_one_by_one(tmp_path: Path, compress) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert is_pipe(pipe)
+
+    def drop_by_drop() -> None:
+        data = compress(TEXT)
+        with open(pipe, "wb", buffering=0) as file:
+            for byte in data[:6]:
+                file.write(bytes([byte]))
+                time.sleep(0.02)
+            file.write(data[6:])
+
+    writer = threading.Thread(target=drop_by_drop, daemon=True)
     writer.start()
     assert read(pipe) == TEXT
     writer.join()
