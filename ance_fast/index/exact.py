@@ -6,6 +6,7 @@ of the corpus; of blocks that stay on disk it also holds no more than a tile.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -130,8 +131,9 @@ class ExactBackend:
         self.check_params(params)
         scores = np.empty((len(queries), k), dtype=np.float32)
         positions = np.empty((len(queries), k), dtype=np.int64)
-        # float32 queries, and the kept candidates (score and position) with as many newcomers.
-        step = max(1, QUERY_BYTES // (4 * self.dim + 16 * k))
+        # float32 queries, and the candidates kept: score and position with as many newcomers, or a GPU's wider buffers.
+        kept = 16 * k if set(self._devices) == {"cpu"} else 8 * max(1024, 2 ** math.ceil(math.log2(8 * k)))
+        step = max(1, QUERY_BYTES // (4 * self.dim + kept))
         for start in range(0, len(queries), step):
             part = slice(start, min(start + step, len(queries)))
             here = selection.queries(part.start, part.stop)
