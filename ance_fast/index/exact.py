@@ -198,8 +198,12 @@ class ExactBackend:
         if self.mean is not None:
             np.save(directory / "mean.npy", self.mean)
         return {
-            "vectors": names, "dtype": self.dtype, "centred": self.mean is not None, "normalize": self.normalize
-        }  # fmt: skip
+            "vectors": names,
+            "dtype": self.dtype,
+            "centred": self.mean is not None,
+            "normalize": self.normalize,
+            "on_disk": bool(self._blocks) and all(block.on_disk for block in self._blocks),
+        }
 
     def _top_k(self, queries: Any, k: int, selection: Selection) -> tuple[Any, Any]:
         from ance_fast.ops.topk_inner_product import merge_topk

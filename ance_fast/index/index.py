@@ -320,7 +320,7 @@ class Index:
         fingerprint: str | None = None,
         device: str = "auto",
         devices: Sequence[str] | None = None,
-        in_memory: bool = True,
+        in_memory: bool | None = None,
     ) -> Index:
         """Open what `save` wrote, every checksum compared. Flat on the CPU is mapped, not read.
 
@@ -328,6 +328,7 @@ class Index:
             fingerprint: of the encoder the queries will come from; an index of another encoder is refused.
             device, devices: as for `build`; they need not be those it was built on.
             in_memory: False keeps Flat on disk: a search reads it from there and holds one tile of it, on any device.
+                By default that is what an index made by `Index.over` mapped files does.
 
         Raises:
             ArtifactError: missing, incomplete, damaged, or of another encoder.
@@ -342,10 +343,11 @@ class Index:
         except KeyError as error:
             raise ArtifactError(f"{root / 'manifest.json'}: no entry {error}; build the index again") from error
         check_fingerprint(root, recorded, fingerprint)
-        if not in_memory and not factories.is_flat(factory):
+        on_disk = bool(manifest.get("on_disk")) if in_memory is None else not in_memory
+        if on_disk and not factories.is_flat(factory):
             raise ConfigError(f"{root}: {factory} is searched in memory; only Flat can stay on disk")
         ids = IdTable.read(root / "ids.arrow")
-        backend = read_backend(root, manifest, factory, dim, chosen_devices(device, devices), not in_memory)
+        backend = read_backend(root, manifest, factory, dim, chosen_devices(device, devices), on_disk)
         if not len(backend) == len(ids) == count:
             raise ArtifactError(
                 f"{root}: {len(backend)} vectors, {len(ids)} ids and a count of {count}; build the index again"

@@ -118,6 +118,22 @@ def test_pages_of_shards_on_disk_are_given_back(
     assert index.search(queries, 5).ids == first
 
 
+def test_an_index_over_files_stays_on_disk_when_it_is_loaded(
+    shards: MappedShards, corpus: np.ndarray, tmp_path: Path
+) -> None:
+    Index.over(shards).save(tmp_path / "files")
+    Index.build(corpus).save(tmp_path / "memory")
+
+    def on_disk(name: str, **options: bool) -> bool:
+        loaded = Index.load(tmp_path / name, device="cpu", **options)
+        return all(block.on_disk for block in loaded._backend._blocks)
+
+    assert on_disk("files")
+    assert not on_disk("memory")
+    assert not on_disk("files", in_memory=True)
+    assert on_disk("memory", in_memory=False)
+
+
 def test_vectors_on_disk_are_not_changed(shards: MappedShards, corpus: np.ndarray) -> None:
     index = Index.over(shards)
     with pytest.raises(ConfigError, match="stay on disk"):
