@@ -107,7 +107,8 @@ class Index:
         expected = estimate_memory(
             factory, source.count, source.dim, dtype=stored_dtype(source, metric, dtype), train_size=train_size
         )
-        logger.info("%s over %d x %d: about %s", factory, source.count, source.dim, expected)
+        if source.count:  # none yet: who fills it has said what to expect
+            logger.info("%s over %d x %d: about %s", factory, source.count, source.dim, expected)
         if check_memory:
             memory.check_memory(expected, factory, source.count, source.dim, places)
         backend = build_backend(source, table, factory, metric, places, dtype, train_size, seed, progress)

@@ -25,10 +25,10 @@ def encode(
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1; several with commas: cuda:0,cuda:1")] = "auto",
     batch_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of one forward pass [default: measured at the start].")
+        int | None, typer.Option(min=1, help="Tokens of one forward pass (default: measured at the start).")
     ] = None,
     shard_rows: Annotated[int, typer.Option(min=1, help="Passages of a shard.")] = 65536,
-    max_length: Annotated[int | None, typer.Option(help="Tokens a passage is cut at [default: the model's].")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens a passage is cut at (default: the model's).")] = None,
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on with what is there, or start over.")
     ] = True,

@@ -31,7 +31,9 @@ def index(
     factory: Annotated[str, typer.Option("--factory", "-f", help="FAISS index_factory string, or CAGRA.")] = "Flat",
     metric: Annotated[str, typer.Option(help="ip or cosine.")] = "ip",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N; several with commas between.")] = "auto",
-    dtype: Annotated[str | None, typer.Option(help="What Flat stores: float32 or float16. [as embedded]")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="What Flat stores: float32 or float16. (default: as embedded)")
+    ] = None,
     train_size: Annotated[int | None, typer.Option(min=1, help="Vectors to train IVF and PQ on.")] = None,
     on_disk: Annotated[bool, typer.Option("--on-disk", help="Flat over the embeddings as files; copies none.")] = False,
     check: Annotated[bool, typer.Option(help="Measure recall@10 of an approximate index on a sample.")] = True,

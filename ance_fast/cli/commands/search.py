@@ -89,11 +89,11 @@ def search(
     query: Annotated[str | None, typer.Argument(help="The query; asked for when left out.")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Encoder, when RUN is an index folder.")] = None,
     store: Annotated[Path | None, typer.Option(help="Token store with texts, when RUN is an index folder.")] = None,
-    k: Annotated[int | None, typer.Option("-k", help="Passages a query [default: 5; 100 for --queries].")] = None,
+    k: Annotated[int | None, typer.Option("-k", help="Passages a query (default: 5; 100 for --queries).")] = None,
     queries: Annotated[
         str | None, typer.Option(help="Answer all of these instead: beir:DIR, tsv:FILE, jsonl:FILE, -, a path.")
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Which of the data set's queries [default: test or dev].")] = None,
+    split: Annotated[str | None, typer.Option(help="Which of the data set's queries (default: test or dev).")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="TREC run to write, with --queries.")] = None,
     params: Annotated[
         str | None, typer.Option(help="Parameters of an approximate index: nprobe=64 or efSearch=200.")

@@ -16,7 +16,7 @@ def tokenize(
     data: Annotated[str, typer.Argument(help="beir:DIR, jsonl:FILE, parquet:FILE, irds:NAME, a path, - (a pipe).")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Token store to make.")],
     model: Annotated[str, typer.Option("--model", "-m", help="Checkpoint whose tokenizer to use.")],
-    max_length: Annotated[int | None, typer.Option(help="Tokens a passage is cut at [default: the model's].")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens a passage is cut at (default: the model's).")] = None,
     num_proc: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
     json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
