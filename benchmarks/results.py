@@ -24,7 +24,8 @@ def describe_system(arguments: list[str], threads: int, ceilings: dict[str, dict
     """Everything a reader needs to judge the rows: machine, versions, the exact source, what the ops dispatch to."""
     return {
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": ["python", "-m", "benchmarks.run", *arguments],
+        # Where things lie on this machine says nothing to a reader of the results.
+        "command": ["python", "-m", "benchmarks.run", *(Path(a).name if a.startswith("/") else a for a in arguments)],
         "source": source(),
         "threads": threads,
         "load_average": os.getloadavg(),
