@@ -177,6 +177,10 @@ ANCE_TARGET static void attend(const PackedAttention& p, int64_t begin, int64_t 
     for (int64_t d = 0; d < dim; d += kLanes) {
       store(room.keys + k * dim + d, load(row + width + d));
       store(room.values + k * dim + d, load(row + 2 * width + d));
+      // The next head lies beside this one in rows too far apart for the hardware to foresee.
+      __builtin_prefetch(row + dim + d, 0, 2);
+      __builtin_prefetch(row + width + dim + d, 0, 2);
+      __builtin_prefetch(row + 2 * width + dim + d, 0, 2);
     }
   }
   int64_t i = 0;
