@@ -220,12 +220,13 @@ class TokenPacker:
     def pack(
         self,
         rows: npt.NDArray[np.int64],
+        starts: npt.NDArray[np.int64],
         *,
         ids: npt.NDArray[np.int64],
         positions: npt.NDArray[np.int64],
         cu_seqlens: npt.NDArray[np.int32],
         position_offset: int = 0,
-    ) -> None: ...
+    ) -> list[int]: ...
 
 class FillTicket:
     def view(self) -> Array: ...

@@ -442,19 +442,28 @@ void bind_token_packer(py::module_& m) {
           py::arg("rows"), py::kw_only(), py::arg("token_budget"), py::arg("window"), py::arg("max_sequences"))
       .def(
           "pack",
-          [](const BoundPacker& self, const py::array& rows, py::array ids, py::array positions, py::array cu_seqlens,
-             int64_t position_offset) {
+          [](const BoundPacker& self, const py::array& rows, const py::array& starts, py::array ids,
+             py::array positions, py::array cu_seqlens, int64_t position_offset) {
             const int64_t* request = in<int64_t>(rows, "rows", {-1});
-            const int64_t count = rows.shape(0);
+            const int64_t* edges = in<int64_t>(starts, "starts", {-1});
+            const int64_t count = rows.shape(0), batches = starts.shape(0) - 1;
+            if (batches < 0 || edges[0] != 0 || edges[batches] != count) {
+              throw py::value_error("starts must go from 0 to the number of rows");
+            }
             int64_t* ids_out = out<int64_t>(ids, "ids", {-1});
             const int64_t capacity = ids.shape(0);
             int64_t* positions_out = out<int64_t>(positions, "positions", {capacity});
-            int32_t* offsets_out = out<int32_t>(cu_seqlens, "cu_seqlens", {count + 1});
-            py::gil_scoped_release release;
-            self.engine.pack(request, count, position_offset, capacity, ids_out, positions_out, offsets_out);
+            int32_t* offsets_out = out<int32_t>(cu_seqlens, "cu_seqlens", {count + batches});
+            std::vector<int64_t> longest(static_cast<size_t>(batches));
+            {
+              py::gil_scoped_release release;
+              self.engine.pack(request, edges, batches, position_offset, capacity, ids_out, positions_out, offsets_out,
+                               longest.data());
+            }
+            return longest;
           },
-          py::arg("rows"), py::kw_only(), py::arg("ids"), py::arg("positions"), py::arg("cu_seqlens"),
-          py::arg("position_offset") = 0);
+          py::arg("rows"), py::arg("starts"), py::kw_only(), py::arg("ids"), py::arg("positions"),
+          py::arg("cu_seqlens"), py::arg("position_offset") = 0);
 }
 
 // The collector together with the arrays that its filter points into.

@@ -86,29 +86,44 @@ PackPlan TokenPacker::plan(const int64_t* rows, int64_t count, int64_t token_bud
   return plan;
 }
 
-void TokenPacker::pack(const int64_t* rows, int64_t count, int64_t position_offset, int64_t capacity, int64_t* ids,
-                       int64_t* positions, int32_t* cu_seqlens) const {
+void TokenPacker::pack(const int64_t* rows, const int64_t* starts, int64_t batches, int64_t position_offset,
+                       int64_t capacity, int64_t* ids, int64_t* positions, int32_t* cu_seqlens,
+                       int64_t* longest) const {
   int64_t total = 0;
-  for (int64_t i = 0; i < count; ++i) total += find(rows[i]).length;
+  for (int64_t b = 0; b < batches; ++b) {
+    if (starts[b] > starts[b + 1]) throw std::invalid_argument("starts falls at entry " + std::to_string(b + 1));
+    int64_t tokens = 0;
+    longest[b] = 0;
+    for (int64_t i = starts[b]; i < starts[b + 1]; ++i) {
+      const int64_t length = find(rows[i]).length;
+      longest[b] = std::max(longest[b], length);
+      tokens += length;
+    }
+    if (tokens > std::numeric_limits<int32_t>::max()) {
+      throw std::invalid_argument("a batch of " + std::to_string(tokens) + " tokens does not fit int32 cu_seqlens");
+    }
+    total += tokens;
+  }
   if (total != capacity) {
     throw std::invalid_argument("the rows hold " + std::to_string(total) + " tokens, but the buffers hold " +
                                 std::to_string(capacity));
   }
-  if (total > std::numeric_limits<int32_t>::max()) {
-    throw std::invalid_argument("a batch of " + std::to_string(total) + " tokens does not fit int32 cu_seqlens");
-  }
-  int64_t at = 0;
-  cu_seqlens[0] = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const Row row = find(rows[i]);
-    const auto copy = row.shard->wide_values ? copy_tokens<int32_t> : copy_tokens<uint16_t>;
-    copy(row.shard->values, row.begin, row.length, ids + at);
-    if (keep_last_ && row.length < row.full_length && row.length > 0) {
-      copy(row.shard->values, row.begin + row.full_length - 1, 1, ids + at + row.length - 1);
+  for (int64_t b = 0; b < batches; ++b) {
+    int64_t at = 0;
+    *cu_seqlens++ = 0;
+    for (int64_t i = starts[b]; i < starts[b + 1]; ++i) {
+      const Row row = find(rows[i]);
+      const auto copy = row.shard->wide_values ? copy_tokens<int32_t> : copy_tokens<uint16_t>;
+      copy(row.shard->values, row.begin, row.length, ids + at);
+      if (keep_last_ && row.length < row.full_length && row.length > 0) {
+        copy(row.shard->values, row.begin + row.full_length - 1, 1, ids + at + row.length - 1);
+      }
+      for (int64_t t = 0; t < row.length; ++t) positions[at + t] = position_offset + t;
+      at += row.length;
+      *cu_seqlens++ = static_cast<int32_t>(at);
     }
-    for (int64_t t = 0; t < row.length; ++t) positions[at + t] = position_offset + t;
-    at += row.length;
-    cu_seqlens[i + 1] = static_cast<int32_t>(at);
+    ids += at;
+    positions += at;
   }
 }
 

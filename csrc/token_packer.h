@@ -43,10 +43,12 @@ class TokenPacker {
   // is a batch of its own.
   PackPlan plan(const int64_t* rows, int64_t count, int64_t token_budget, int64_t window, int64_t max_sequences) const;
 
-  // Writes the rows one after the other: ids [capacity], positions [capacity] (each row from position_offset),
-  // cu_seqlens [count + 1]. capacity must be the rows' total length (std::invalid_argument).
-  void pack(const int64_t* rows, int64_t count, int64_t position_offset, int64_t capacity, int64_t* ids,
-            int64_t* positions, int32_t* cu_seqlens) const;
+  // Writes the rows one after the other: ids [capacity], positions [capacity] (each row from position_offset). Batch b
+  // has rows starts[b] .. starts[b + 1] - 1; cu_seqlens [starts[batches] + batches] holds each batch's own offsets, from
+  // 0, and longest [batches] the length of its longest row. Throws std::invalid_argument where capacity is not the rows'
+  // total length or starts do not rise from 0.
+  void pack(const int64_t* rows, const int64_t* starts, int64_t batches, int64_t position_offset, int64_t capacity,
+            int64_t* ids, int64_t* positions, int32_t* cu_seqlens, int64_t* longest) const;
 
  private:
   struct Row {

@@ -22,6 +22,9 @@ from ance_fast.errors import ConfigError, MissingDependencyError
 Shard = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 Rows = npt.NDArray[np.int64]
 
+# Small batches are packed this many tokens at a time: the calls cost more than the tokens.
+GROUP_TOKENS = 16384
+
 
 class TokenTable(Protocol):
     """Anything that holds token lists in shards; `TokenStore` does."""
@@ -164,18 +167,19 @@ class Packer:
             request, token_budget=token_budget, window=window, max_sequences=max_sequences
         )
         chosen = request[order]
-        ends = np.concatenate([[0], np.cumsum(self._engine.lengths(chosen))])
-        edges = starts.tolist()
-        tokens = np.diff(ends[edges]).tolist()
+        tokens = np.add.reduceat(self._engine.lengths(chosen), starts[:-1]) if len(starts) > 1 else starts[:0]
         return (
-            self._packed(chosen[begin:end], order[begin:end], count)
-            for (begin, end), count in zip(itertools.pairwise(edges), tokens, strict=True)
+            batch
+            for begin, end in _groups(tokens)
+            for batch in self._packed(chosen, order, starts[begin : end + 1], tokens[begin:end])
         )
 
     def pack(self, rows: npt.NDArray[Any] | Sequence[int]) -> PackedBatch:
         """Exactly these rows in this order as one batch."""
         request = self._request(rows)
-        return self._packed(request, np.arange(len(request), dtype=np.int64), int(self._engine.lengths(request).sum()))
+        tokens = self._engine.lengths(request).sum(keepdims=True)
+        (batch,) = self._packed(request, np.arange(len(request)), np.array([0, len(request)]), tokens)
+        return batch
 
     def _request(self, rows: npt.NDArray[Any] | Sequence[int] | None) -> Rows:
         if rows is None:
@@ -185,18 +189,38 @@ class Packer:
             raise ConfigError(f"rows must be a 1-D list of integers, got {request.dtype} of shape {request.shape}")
         return np.ascontiguousarray(request, dtype=np.int64)
 
-    def _packed(self, chosen: Rows, picked: Rows, tokens: int) -> PackedBatch:
-        """The rows `chosen`, which hold `tokens` tokens and are the entries `picked` of the request."""
-        # One allocation for both: at a thousand tokens a batch it is these that take the time.
-        both = torch.empty(2, tokens, dtype=torch.int64, pin_memory=self._pin_memory)
-        cu_seqlens = torch.empty(len(chosen) + 1, dtype=torch.int32, pin_memory=self._pin_memory)
-        arrays, host_offsets = both.numpy(), cu_seqlens.numpy()
-        self._engine.pack(
-            chosen,
+    def _packed(self, chosen: Rows, picked: Rows, starts: Rows, tokens: Rows) -> Iterator[PackedBatch]:
+        """A batch for each range of `starts` [n + 1]: rows of `chosen`, which are the entries `picked` of the request.
+
+        tokens [n]: how many each batch has. All are views of one allocation and of one call: at a thousand tokens a
+        batch it is these that take the time.
+        """
+        first, last = int(starts[0]), int(starts[-1])
+        both = torch.empty(2, int(tokens.sum()), dtype=torch.int64, pin_memory=self._pin_memory)
+        offsets = torch.empty(last - first + len(tokens), dtype=torch.int32, pin_memory=self._pin_memory)
+        arrays, host = both.numpy(), offsets.numpy()
+        longest = self._engine.pack(
+            chosen[first:last],
+            starts - first,
             ids=arrays[0],
             positions=arrays[1],
-            cu_seqlens=host_offsets,
+            cu_seqlens=host,
             position_offset=self.position_offset,
         )
-        longest = int((host_offsets[1:] - host_offsets[:-1]).max(initial=0))
-        return PackedBatch(both[0], both[1], cu_seqlens, longest, picked, host_offsets)
+        sizes, ranges, at = tokens.tolist(), itertools.pairwise(starts.tolist()), 0
+        parts = zip(both[0].split(sizes), both[1].split(sizes), longest, ranges, strict=True)
+        for ids, positions, most, (begin, end) in parts:
+            after = at + end - begin + 1
+            yield PackedBatch(ids, positions, offsets[at:after], most, picked[begin:end], host[at:after])
+            at = after
+
+
+def _groups(tokens: Rows) -> Iterator[tuple[int, int]]:
+    """Ranges of successive batches that are packed together: up to GROUP_TOKENS in all, or one batch."""
+    ends = np.cumsum(tokens)
+    begin = 0
+    while begin < len(tokens):
+        before = ends[begin - 1] if begin else 0
+        end = max(begin + 1, int(np.searchsorted(ends, before + GROUP_TOKENS, side="right")))
+        yield begin, end
+        begin = end
