@@ -140,7 +140,9 @@ class CudaCopies final : public DeviceCopies {
     std::vector<cudaStream_t> streams;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      for (const auto& [device, lane] : lanes_) streams.push_back(lane.stream);
+      for (const auto& [device, lane] : lanes_) {
+        if (lane.stream != nullptr) streams.push_back(lane.stream);
+      }
     }
     for (const cudaStream_t stream : streams) cudaStreamSynchronize(stream);
   }
