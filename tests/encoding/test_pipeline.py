@@ -6,7 +6,8 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from ance_fast import Encoder, TokenStore
 from ance_fast.data.packing import PackedBatch
-from ance_fast.encoding import RingCancelled, pipeline
+from ance_fast.encoding import EmbeddingRing, RingCancelled, pipeline
 from ance_fast.encoding.pipeline import encode_matrix, encode_spans
 from ance_fast.encoding.sinks import MatrixSink
 from ance_fast.encoding.stages import StageTimes
@@ -81,6 +82,34 @@ def test_every_sink_sees_every_row_once_in_order(
             np.testing.assert_allclose(block, whole[start : start + len(block)], atol=2e-6)
     assert times.passages == len(wanted)
     assert times.tokens == int(store.lengths[wanted].sum())
+
+
+def test_copies_of_the_device_are_a_stage_where_there_are_some(
+    encoder: Encoder, store: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stages() -> dict[str, float]:
+        times = StageTimes()
+        encode_spans(encoder, store, [(0, 50)], [Recorder()], batch_tokens=500, times=times)
+        return {row["stage"]: row["seconds"] for row in times.table()}
+
+    copied = {True: 0.25, False: 0.0}
+    assert list(stages()) == ["pack", "forward", "pool", "write"]
+    # A ring tells at the end what its device took: known once the sinks have had every slot.
+    drained = property(lambda ring: copied[ring.closed and ring.states == ["free"] * ring.slots])
+    monkeypatch.setattr(EmbeddingRing, "copy_seconds", drained)
+    table = stages()
+    assert list(table) == ["pack", "forward", "pool", "D2H", "write"]
+    assert table["D2H"] == 0.25
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_is_timed_in_both_directions(tiny: Callable[..., Path], store: TokenStore) -> None:
+    times = StageTimes()
+    encoder = Encoder.load(str(tiny("Bert")), max_document_length=32, device="cuda")
+    encode_spans(encoder, store, [(0, len(store))], [Recorder()], batch_tokens=500, times=times)
+    seconds = {row["stage"]: row["seconds"] for row in times.table()}
+    assert list(seconds) == ["pack", "H2D", "forward", "pool", "D2H", "write"]
+    assert min(seconds.values()) > 0
 
 
 def test_matrices_receive_the_rows_in_place(encoder: Encoder, store: TokenStore, expected: np.ndarray) -> None:

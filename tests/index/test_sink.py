@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from ance_fast.errors import ConfigError
 from ance_fast.index import Index, IndexSink
+from ance_fast.index.faiss_index import FaissBackend
 
 
 @pytest.fixture
@@ -22,6 +25,19 @@ def fill(sink: IndexSink, vectors: np.ndarray, rows: int = 70) -> Index:
         sink.write(start, block[: len(piece)])
     block[:] = np.nan
     return sink.finish()
+
+
+def test_an_index_on_a_gpu_is_given_memory_that_nobody_uses_again(vectors: np.ndarray) -> None:
+    sink = IndexSink(range(300), 16, factory="HNSW16")
+    backend = sink._index._backend
+    assert isinstance(backend, FaissBackend)
+    late: list[np.ndarray] = []
+    backend.on_gpu = True
+    backend._index = SimpleNamespace(add=late.append, ntotal=0)
+    block = vectors[:70].copy()
+    sink.write(0, block)
+    block[:] = np.nan
+    np.testing.assert_array_equal(late[0], vectors[:70])
 
 
 @pytest.mark.parametrize("factory", ["Flat", "HNSW16"])

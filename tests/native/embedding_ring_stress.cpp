@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -168,7 +169,7 @@ int64_t between(std::mt19937_64& random, int64_t least, int64_t most) {
   return least + static_cast<int64_t>(random() % static_cast<uint64_t>(most - least + 1));
 }
 
-void play(Round& round, int64_t ending, std::mt19937_64& random) {
+void play(Round& round, const CopyLog& log, int64_t ending, std::mt19937_64& random) {
   const RingShape& shape = round.ring.shape();
   const auto draw = [&random](int64_t least, int64_t most) { return between(random, least, most); };
   const int64_t threads_each = draw(1, 2);
@@ -195,6 +196,9 @@ void play(Round& round, int64_t ending, std::mt19937_64& random) {
     expect(ending == 2 || round.filled == round.producers * round.each, "every slot is published");
     for (const auto& count : seen) expect(count == round.filled, "every consumer sees every slot exactly once");
     for (const SlotState state : round.ring.states()) expect(state == SlotState::kFree, "every slot ends free");
+    // The clock of the devices stands at some seconds, which leaves the time of a copy with six digits.
+    const double seconds = kSecondsPerByte * static_cast<double>(log.bytes);
+    expect(std::abs(round.ring.copy_seconds() - seconds) <= 1e-4 * seconds, "every copy's time counts once");
   }
 }
 
@@ -211,7 +215,7 @@ void run(uint64_t seed) {
     auto copies = make_copies(&log, shape.slots, random(), bad_copy, ending == 4);
     const bool page_locked = draw(0, 1) == 1;
     Round round{EmbeddingRing(shape, std::move(copies), page_locked), draw(1, 3), draw(1, 40), ending < 5, {0}, sources};
-    play(round, ending, random);
+    play(round, log, ending, random);
     expect(bad_copy < 0 || log.asked <= bad_copy || !round.ring.copy_failure().empty(), "a failed copy fails the ring");
     expect(ending == 3 || ending == 4 || round.ring.copy_failure().empty(), "no copy fails by itself");
   }
@@ -267,6 +271,7 @@ void copy_under_way() {
     consumer.join();
     expect(Clock::now() - begin < kLongWait, "a consumer that waits for a copy hears of a failure");
     expect(sources == 1 && log.made == 0, "the copy is still under way");
+    expect(round.ring.copy_seconds() == 0, "a copy under way has no time yet");
     later = std::thread([&log] {
       std::this_thread::sleep_for(20ms);  // until the destructor waits
       log.paused = false;

@@ -59,6 +59,8 @@ class HostCopies final : public DeviceCopies {
     return made;
   }
 
+  double seconds() override { return kSecondsPerByte * static_cast<double>(log_->bytes); }
+
   void finish() noexcept override {
     std::unique_lock<std::mutex> lock(mutex_);
     changed_.wait(lock, [this] { return queue_.empty() && !busy_; });
@@ -87,6 +89,7 @@ class HostCopies final : public DeviceCopies {
         std::this_thread::sleep_for(delay);
       } while (log_->paused);
       std::memcpy(copy.to, copy.from, copy.fails ? copy.bytes / 2 : copy.bytes);
+      log_->bytes += static_cast<int64_t>(copy.bytes);
       ++log_->made;
       lock.lock();
       busy_ = false;

@@ -1,6 +1,6 @@
 // The part of the CUDA runtime that csrc/cuda/ring_copies.cpp calls, by threads of the host: a stream is a thread that
 // does one thing after the other, late. Pointers of the device are pointers of the host. Once a copy fails every call
-// does, as with a device whose context is lost.
+// does, as with a device whose context is lost. Events know the time of their stream, which has a clock of its own.
 #include <cuda_runtime_api.h>
 
 #include <chrono>
@@ -8,6 +8,7 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <random>
 #include <thread>
@@ -34,11 +35,17 @@ cudaError_t unless_lost() {
 
 }  // namespace
 
-struct CUevent_st {
+struct Event {
   std::mutex mutex;
   std::condition_variable passed;
   int64_t recorded = 0, reached = 0;  // the newest record, and the one that its stream has come to
+  double seconds = 0;                 // on the clock of the stream that has come to it
+};
+
+struct CUevent_st {
+  bool timed;
   int device = current_device;
+  std::shared_ptr<Event> event = std::make_shared<Event>();  // outlives the handle where streams have yet to reach it
 };
 
 struct CUstream_st {
@@ -77,6 +84,7 @@ struct CUstream_st {
   }
 
   int device = current_device;
+  double seconds = 0;  // the clock, of the worker
   std::mutex mutex;
   std::condition_variable changed;
   std::deque<std::function<void()>> tasks;
@@ -135,8 +143,9 @@ cudaError_t cudaHostUnregister(void*) {
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned int) {
   static std::atomic<uint64_t> seed{0};
+  if (lost) return unless_lost();
   *stream = new CUstream_st(seed++);
-  return unless_lost();
+  return cudaSuccess;
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
@@ -150,9 +159,10 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   return unless_lost();
 }
 
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned int) {
-  *event = new CUevent_st;
-  return unless_lost();
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned int flags) {
+  if (lost) return unless_lost();
+  *event = new CUevent_st{(flags & cudaEventDisableTiming) == 0};
+  return cudaSuccess;
 }
 
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
@@ -160,39 +170,59 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
   return unless_lost();
 }
 
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+cudaError_t cudaEventRecord(cudaEvent_t handle, cudaStream_t stream) {
   if (lost) return unless_lost();
-  if (event->device != stream->device) return remembered(cudaErrorInvalidResourceHandle);
+  if (handle->device != stream->device) return remembered(cudaErrorInvalidResourceHandle);
+  const std::shared_ptr<Event> event = handle->event;
   int64_t number;
   {
     const std::lock_guard<std::mutex> lock(event->mutex);
     number = ++event->recorded;
   }
-  stream->then([event, number] {
+  stream->then([event, number, stream] {
     {
       const std::lock_guard<std::mutex> lock(event->mutex);
       event->reached = number;
+      event->seconds = stream->seconds;
     }
     event->passed.notify_all();
   });
   return cudaSuccess;
 }
 
-cudaError_t cudaEventQuery(cudaEvent_t event) {
+cudaError_t cudaEventQuery(cudaEvent_t handle) {
   if (lost) return unless_lost();
+  const std::shared_ptr<Event> event = handle->event;
   const std::lock_guard<std::mutex> lock(event->mutex);
   return remembered(event->reached < event->recorded ? cudaErrorNotReady : cudaSuccess);
 }
 
-cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned int) {
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
+  if (lost) return unless_lost();
+  if (!begin->timed || !end->timed || begin->device != end->device) return remembered(cudaErrorInvalidResourceHandle);
+  double seconds[2];
+  for (int i = 0; i < 2; ++i) {
+    Event& event = *(i == 0 ? begin : end)->event;
+    const std::lock_guard<std::mutex> lock(event.mutex);
+    if (event.recorded == 0) return remembered(cudaErrorInvalidResourceHandle);
+    if (event.reached < event.recorded) return remembered(cudaErrorNotReady);
+    seconds[i] = event.seconds;
+  }
+  *milliseconds = static_cast<float>((seconds[1] - seconds[0]) * 1000);
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t handle, unsigned int) {
+  const std::shared_ptr<Event> event = handle->event;
   int64_t number;
   {
     const std::lock_guard<std::mutex> lock(event->mutex);
     number = event->recorded;
   }
-  stream->then([event, number] {
+  stream->then([event, number, stream] {
     std::unique_lock<std::mutex> lock(event->mutex);
     event->passed.wait(lock, [event, number] { return event->reached >= number; });
+    stream->seconds += 1;
   });
   return unless_lost();
 }
@@ -205,6 +235,8 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
   stream->then([=, &cuda] {
     while (cuda.log->paused) std::this_thread::sleep_for(std::chrono::microseconds(100));
     std::memcpy(to, from, bad ? bytes / 2 : bytes);
+    stream->seconds += kSecondsPerByte * static_cast<double>(bytes);
+    cuda.log->bytes += static_cast<int64_t>(bytes);
     if (bad && !cuda.refuse) lost = true;
     ++cuda.log->made;
   });
