@@ -11,6 +11,7 @@
 #include "embedding_ring_bindings.h"
 #include "encoder_kernels.h"
 #include "few_products.h"
+#include "packed_attention.h"
 #include "pairwise_loss.h"
 #include "pool_normalize.h"
 #include "softmax_gradient.h"
