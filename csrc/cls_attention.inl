@@ -1,4 +1,5 @@
-// The kernel of cls_attention.h, included once per instruction set after lanes.inl.
+// The kernel of cls_attention.h (see each_isa.inl).
+#include "lanes.inl"
 
 // exp(scores - their maximum) in place, zeros from `length` to the next multiple of a register; returns 1 / sum.
 ANCE_TARGET static inline float exponentials(float* scores, int64_t length) {

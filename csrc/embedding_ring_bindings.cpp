@@ -1,6 +1,4 @@
 // Python bindings of the ring: waits that Ctrl-C can end, and slots that go back however Python drops them.
-#include "embedding_ring_bindings.h"
-
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
@@ -13,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings.h"
 #include "embedding_ring.h"
 #include "stream_copy.h"
 #ifdef ANCE_FAST_WITH_CUDA

@@ -1,4 +1,5 @@
-// The kernels of encoder_kernels.h, included once per instruction set after lanes.inl.
+// The kernels of encoder_kernels.h (see each_isa.inl).
+#include "lanes.inl"
 
 // x Phi(x) = max(x, 0) - |x| Phi(-|x|), with Phi(-a) = 2^P(a): the base-2 logarithm of a normal tail is close to a
 // parabola. P is the polynomial of degree 8 whose error, weighted by max(a, 0.1) Phi(-a), is least on [0, 6]; the result

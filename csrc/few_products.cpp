@@ -5,34 +5,8 @@
 namespace ance_fast {
 namespace {
 
-namespace scalar {
-#define ANCE_TARGET
-#define ANCE_LANES 4
-#include "lanes.inl"
-#include "few_products.inl"
-#undef ANCE_LANES
-#undef ANCE_TARGET
-}  // namespace scalar
-
-#if defined(__x86_64__)
-namespace avx2 {
-#define ANCE_TARGET __attribute__((target("avx2,fma")))
-#define ANCE_LANES 8
-#include "lanes.inl"
-#include "few_products.inl"
-#undef ANCE_LANES
-#undef ANCE_TARGET
-}  // namespace avx2
-
-namespace avx512 {
-#define ANCE_TARGET __attribute__((target("avx512f,avx512dq,avx512vl,prefer-vector-width=512")))
-#define ANCE_LANES 16
-#include "lanes.inl"
-#include "few_products.inl"
-#undef ANCE_LANES
-#undef ANCE_TARGET
-}  // namespace avx512
-#endif
+#define ANCE_KERNELS "few_products.inl"
+#include "each_isa.inl"
 
 }  // namespace
 

@@ -1,8 +1,6 @@
-// The kernel of few_products.h, included once per instruction set after lanes.inl. A few queries meet a few vectors at a
-// time: enough independent sums to hide the latency of a multiply-add, few enough for the registers.
-//
-// Only plain functions here: a template or inline function of the standard library instantiated under a wider target
-// could replace the portable copy.
+// The kernel of few_products.h (see each_isa.inl). A few queries meet a few vectors at a time: enough independent sums
+// to hide the latency of a multiply-add, few enough for the registers.
+#include "lanes.inl"
 
 constexpr int64_t kCached = 16;                    // vectors that stay in the L1 cache while all queries meet them
 constexpr uintptr_t kAhead = 1536 * sizeof(float);  // called from memory early: prefetchers stop at a page's end

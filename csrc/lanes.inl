@@ -1,5 +1,4 @@
-// Vectors of floats. Included once per instruction set, before the kernels, inside a namespace of its own; ANCE_TARGET is
-// the function attribute that selects the set, ANCE_LANES the number of floats in one of its registers.
+// Vectors of floats, for kernels to include first (see each_isa.inl, which defines ANCE_TARGET and ANCE_LANES).
 
 // One register: for comparisons and choices, which GCC does element by element in vectors wider than that.
 constexpr int kLanes = ANCE_LANES;

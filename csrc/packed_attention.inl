@@ -1,10 +1,10 @@
-// Attention of the sequences of a packed batch to themselves (encoder_kernels.h), included once per instruction set
-// after lanes.inl.
+// The kernel of packed_attention.h (see each_isa.inl).
 //
 // One head of one sequence at a time, queries in blocks of two registers. The block's queries lie transposed, so that a
 // score tile is a product of query registers and single key entries, as in a matrix product, and maximum and sum of the
 // softmax are per lane. Biases cost nothing: that of the keys moves all scores of a query alike, and as weights sum to 1
 // that of the values is added to the result. Scores are in units of log 2, from the scale of the queries on.
+#include "lanes.inl"
 
 // Rows of a score tile and of a tile of results: what keeps two registers a row in the register file.
 constexpr int kKeyTile = ANCE_LANES == 16 ? 12 : 6;

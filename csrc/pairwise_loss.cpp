@@ -14,25 +14,8 @@ struct PairwiseRow {
   double loss, grad_scale;
 };
 
-namespace scalar {
-#define ANCE_TARGET
-#include "pairwise_loss.inl"
-#undef ANCE_TARGET
-}  // namespace scalar
-
-#if defined(__x86_64__)
-namespace avx2 {
-#define ANCE_TARGET __attribute__((target("avx2,fma")))
-#include "pairwise_loss.inl"
-#undef ANCE_TARGET
-}  // namespace avx2
-
-namespace avx512 {
-#define ANCE_TARGET __attribute__((target("avx512f,avx512dq,avx512vl,prefer-vector-width=512")))
-#include "pairwise_loss.inl"
-#undef ANCE_TARGET
-}  // namespace avx512
-#endif
+#define ANCE_KERNELS "pairwise_loss.inl"
+#include "each_isa.inl"
 
 }  // namespace
 

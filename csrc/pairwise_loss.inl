@@ -1,8 +1,5 @@
-// The kernel of pairwise_loss.h, included once per instruction set. Plain loops that compilers vectorise for any of
-// them; sixty-four partial sums whatever the register width, so that every instruction set adds in the same order.
-//
-// Only plain functions here: a template or inline function of the standard library instantiated under a wider target
-// could replace the portable copy.
+// The kernel of pairwise_loss.h (see each_isa.inl). Plain loops that compilers vectorise for any instruction set;
+// sixty-four partial sums whatever the register width, so that every set adds in the same order.
 
 // q.(n - p)
 ANCE_TARGET static float difference_of(const float* __restrict q, const float* __restrict p, const float* __restrict n,

@@ -7,58 +7,18 @@
 #include <stdexcept>
 #include <vector>
 
+#include "packed_sequences.h"
 #include "pages.h"
 #include "parallel.h"
 
 namespace ance_fast {
 namespace {
 
-namespace scalar {
-#define ANCE_TARGET
-#define ANCE_LANES 4
-#include "lanes.inl"
-#include "pool_normalize_kernel.inl"
-#undef ANCE_LANES
-#undef ANCE_TARGET
-}  // namespace scalar
-
-#if defined(__x86_64__)
-namespace avx2 {
-#define ANCE_TARGET __attribute__((target("avx2,fma")))
-#define ANCE_LANES 8
-#include "lanes.inl"
-#include "pool_normalize_kernel.inl"
-#undef ANCE_LANES
-#undef ANCE_TARGET
-}  // namespace avx2
-
-namespace avx512 {
-#define ANCE_TARGET __attribute__((target("avx512f,avx512dq,avx512vl")))
-#define ANCE_LANES 16
-#include "lanes.inl"
-#include "pool_normalize_kernel.inl"
-#undef ANCE_LANES
-#undef ANCE_TARGET
-}  // namespace avx512
-#endif
+#define ANCE_KERNELS "pool_normalize_kernel.inl"
+#include "each_isa.inl"
 
 // Results that a second-level cache does not hold; smaller ones are there when their reader comes.
 constexpr size_t kPastCacheBytes = size_t{4} << 20;
-
-void check_offsets(const int32_t* cu_seqlens, int64_t sequences, int64_t tokens) {
-  if (cu_seqlens[0] != 0) {
-    throw std::invalid_argument("cu_seqlens must start with 0, got " + std::to_string(cu_seqlens[0]));
-  }
-  for (int64_t b = 0; b < sequences; ++b) {
-    if (cu_seqlens[b + 1] < cu_seqlens[b]) {
-      throw std::invalid_argument("cu_seqlens decreases at entry " + std::to_string(b + 1));
-    }
-  }
-  if (cu_seqlens[sequences] != tokens) {
-    throw std::invalid_argument("cu_seqlens ends with " + std::to_string(cu_seqlens[sequences]) + ", but hidden has " +
-                                std::to_string(tokens) + " tokens");
-  }
-}
 
 }  // namespace
 
@@ -78,7 +38,7 @@ PoolNorm parse_pool_norm(const std::string& name) {
 }
 
 void pool_normalize_forward(const PoolForward& args, Isa isa, int threads) {
-  check_offsets(args.cu_seqlens, args.sequences, args.tokens);
+  check_cu_seqlens(args.cu_seqlens, args.sequences, args.tokens, "hidden");
   if (args.mode == PoolMode::kMax && args.argmax == nullptr) {
     throw std::invalid_argument("mode 'max' needs the argmax output");
   }
@@ -87,7 +47,7 @@ void pool_normalize_forward(const PoolForward& args, Isa isa, int threads) {
 }
 
 void pool_normalize_backward(const PoolBackward& args, Isa isa, int threads) {
-  check_offsets(args.cu_seqlens, args.sequences, args.tokens);
+  check_cu_seqlens(args.cu_seqlens, args.sequences, args.tokens, "hidden");
   if (args.norm != PoolNorm::kNone && (args.pooled == nullptr || args.stats == nullptr)) {
     throw std::invalid_argument("the backward pass of a norm needs the pooled rows and stats that the forward pass saved");
   }

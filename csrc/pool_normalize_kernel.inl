@@ -1,8 +1,6 @@
-// The kernels of pool_normalize.h, included once per instruction set after lanes.inl. Sixteen partial sums whatever the
-// register width, so that every instruction set adds in the same order.
-//
-// Only plain functions here: a template or inline function of the standard library instantiated under a wider target
-// could replace the portable copy.
+// The kernels of pool_normalize.h (see each_isa.inl). Sixteen partial sums whatever the register width, so that every
+// instruction set adds in the same order.
+#include "lanes.inl"
 
 ANCE_TARGET static float sum_of(const float* x, int64_t dim) {
   Wide lanes = {};

@@ -1,4 +1,5 @@
-// The kernels of softmax_gradient.h, included once per instruction set after lanes.inl.
+// The kernels of softmax_gradient.h (see each_isa.inl).
+#include "lanes.inl"
 
 struct RowStatistics {
   float top, sum;

@@ -16,25 +16,8 @@ namespace {
 // Scores looked at before the threshold is taken anew.
 constexpr int64_t kChunk = 1024;
 
-namespace scalar {
-#define ANCE_TARGET
-#include "topk_collector.inl"
-#undef ANCE_TARGET
-}  // namespace scalar
-
-#if defined(__x86_64__)
-namespace avx2 {
-#define ANCE_TARGET __attribute__((target("avx2,fma")))
-#include "topk_collector.inl"
-#undef ANCE_TARGET
-}  // namespace avx2
-
-namespace avx512 {
-#define ANCE_TARGET __attribute__((target("avx512f,avx512dq,avx512vl,prefer-vector-width=512")))
-#include "topk_collector.inl"
-#undef ANCE_TARGET
-}  // namespace avx512
-#endif
+#define ANCE_KERNELS "topk_collector.inl"
+#include "each_isa.inl"
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 // The key that -inf would have: below those of all other scores.

@@ -1,7 +1,4 @@
-// The scan of topk_collector.h, included once per instruction set. Plain loops that compilers vectorise for any of them.
-//
-// Only plain functions here: a template or inline function of the standard library instantiated under a wider target
-// could replace the portable copy.
+// The scan of topk_collector.h (see each_isa.inl). Plain loops that compilers vectorise for any instruction set.
 
 // How many of `count` scores reach the threshold; NaN does not.
 ANCE_TARGET static inline int32_t count_reaching(const float* scores, int64_t count, float threshold) {

@@ -1,8 +1,8 @@
 """What surrounds the matrix products of a transformer encoder at inference, without gradients.
 
-On the CPU (fp32) the ops are C++ (csrc/encoder_kernels.h, csrc/cls_attention.h), on a GPU Triton kernels
-(`encoder_layer_triton`) and, for attention, FlashAttention through `torch.nn.attention.varlen`. The references beside
-them are plain torch on any device. Tensors are contiguous and rows are tokens, packed back to back.
+On the CPU (fp32) the ops are C++ (csrc/encoder_kernels.h, csrc/packed_attention.h, csrc/cls_attention.h), on a GPU
+Triton kernels (`encoder_layer_triton`) and, for attention, FlashAttention through `torch.nn.attention.varlen`. The
+references beside them are plain torch on any device. Tensors are contiguous and rows are tokens, packed back to back.
 """
 
 from __future__ import annotations

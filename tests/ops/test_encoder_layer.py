@@ -204,7 +204,7 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
     good = np.zeros((4, 48), np.float32)
     with pytest.raises(ValueError, match="bias must have shape"):
         _C.bias_gelu(good, np.zeros(5, np.float32))
-    with pytest.raises(ValueError, match="cu_seqlens must go from 0 to 4"):
+    with pytest.raises(ValueError, match="cu_seqlens ends with 3, but qkv has 4 tokens"):
         _C.packed_attention(
             good,
             np.zeros(48, np.float32),
@@ -215,7 +215,11 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         )
     query, room = np.zeros((1, 16), np.float32), np.zeros((1, 16), np.float32)
     keys = np.zeros((4, 32), np.float32)
-    for offsets, message in (([0, 3], "cu_seqlens must go from 0 to 4"), ([0, 4, 3], "cu_seqlens must have shape")):
+    for offsets, message in (
+        ([0, 3], "cu_seqlens ends with 3, but kv has 4 tokens"),
+        ([1, 4], "cu_seqlens must start with 0, got 1"),
+        ([0, 4, 3], "cu_seqlens must have shape"),
+    ):
         with pytest.raises(ValueError, match=message):
             _C.packed_cls_attention(query, keys, np.array(offsets, np.int32), heads=1, scale=1.0, out=room)
     with pytest.raises(ValueError, match="head_dim is 8"):
