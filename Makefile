@@ -1,5 +1,4 @@
-# make demo | test | sanitize | soak | mutants | lint | bench | clean. Each sets up all it needs in $(VENV) and reuses it the
-# next time.
+# `make` lists what there is to make. Each target sets up all it needs in $(VENV) and reuses it the next time.
 PYTHON ?= python3
 VENV ?= .venv
 FAISS ?= cpu
@@ -11,7 +10,18 @@ SOURCES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csr
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: demo test sanitize soak mutants lint bench clean
+.PHONY: help demo test sanitize soak mutants lint bench clean
+
+help:
+	@echo 'make demo      trains a dense retriever with ANCE beside its rivals, then lets you search it'
+	@echo 'make test      the test suite'
+	@echo 'make sanitize  the threaded parts of the engine under the thread and address sanitizers'
+	@echo 'make soak      encoding and indexing, killed at twenty random moments'
+	@echo 'make mutants   breaks each kernel on purpose; fails if the suite does not notice'
+	@echo 'make lint      ruff, mypy, import-linter'
+	@echo 'make bench     this package beside its rivals, in one process'
+	@echo 'make clean     removes the virtual environment and everything that was built or measured'
+	@echo 'Options: ARGS="..." is handed on (demo, test, soak, mutants); PYTHON=python3.12; VENV=.venv; FAISS=cpu|gpu|cuvs.'
 
 demo: $(VENV)/.ready-demo
 	ANCE_FAST_STRICT=1 $(BIN)/ance-fast demo $(ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -15,9 +16,21 @@ LOG_INTERVAL_SECONDS = 30.0
 
 
 class Advance(Protocol):
-    """Advances a bar by `count`; `note`, where given, is shown beside the rate."""
+    """Advances a bar by `count`; `note`, where given, is shown beside the rate.
 
-    def __call__(self, count: int, note: str = "") -> None: ...
+    `found`: what was there already. It counts as done, but for no rate.
+    """
+
+    def __call__(self, count: int, note: str = "", *, found: bool = False) -> None: ...
+
+
+def plain_number(value: float) -> str:
+    """Three digits of a number, and all before its point: 1,234, 53.1, 0.534; whole ones as they are, no exponents."""
+    if value == 0 or not math.isfinite(value) or value == round(value):
+        return f"{value:,.0f}"
+    # The exponent of the rounded value: 9.999 is 10.0, not 10.00.
+    exponent = int(f"{value:.2e}".partition("e")[2])
+    return f"{value:,.{max(0, 2 - exponent)}f}"
 
 
 @functools.cache
@@ -37,7 +50,6 @@ def progress_bar(title: str, total: int | None, unit: str) -> Iterator[Advance]:
 def _bar(title: str, total: int | None, unit: str) -> Iterator[Advance]:
     from rich.progress import (
         BarColumn,
-        MofNCompleteColumn,
         Progress,
         TextColumn,
         TimeElapsedColumn,
@@ -47,19 +59,22 @@ def _bar(title: str, total: int | None, unit: str) -> Iterator[Advance]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TextColumn("{task.fields[count]}"),
         TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=stderr_console()) as bar:
-        task = bar.add_task(title, total=total, rate="")
+        bar.add_task(title, total=total, count="", rate="")
+        (task,) = bar.tasks
 
-        def advance(count: int, note: str = "") -> None:
-            bar.advance(task, count)
-            speed = bar.tasks[0].speed
-            rate = [f"{speed:,.0f} {unit}/s"] if speed else []
-            bar.update(task, rate=", ".join(rate + [note] * bool(note)))
+        def advance(count: int, note: str = "", *, found: bool = False) -> None:
+            if found:
+                task.completed += count  # past the bar, which would take it for speed
+            else:
+                bar.advance(task.id, count)
+            rate = [f"{plain_number(task.speed)} {unit}/s"] if task.speed else []
+            bar.update(task.id, count=_count(int(task.completed), total), rate=", ".join(rate + [note] * bool(note)))
 
         yield advance
 
@@ -67,19 +82,24 @@ def _bar(title: str, total: int | None, unit: str) -> Iterator[Advance]:
 @contextmanager
 def _lines(title: str, total: int | None, unit: str) -> Iterator[Advance]:
     started = last = time.monotonic()
-    done = 0
+    done = new = 0
     beside = ""
 
     def line() -> str:
-        seconds = max(time.monotonic() - started, 1e-3)
-        rate = done / seconds
-        left = f", {(total - done) / rate:,.0f} s left" if total is not None and 0 < done < total else ""
-        of = "" if total is None or done == total else f" of {total:,}"
-        return f"{title}: {done:,}{of} {unit}, {rate:,.3g} {unit}/s{beside}{left}"
+        parts = [f"{title}: {_count(done, total)} {unit}"]
+        if new:
+            rate = new / max(time.monotonic() - started, 1e-3)
+            parts.append(f"{plain_number(rate)} {unit}/s{beside}")
+            if total is not None and done < total:
+                parts.append(f"{(total - done) / rate:,.0f} s left")
+        elif done:
+            parts.append("nothing new")
+        return ", ".join(parts)
 
-    def advance(count: int, note: str = "") -> None:
-        nonlocal done, last, beside
+    def advance(count: int, note: str = "", *, found: bool = False) -> None:
+        nonlocal done, new, last, beside
         done += count
+        new += 0 if found else count
         beside = f", {note}" if note else beside
         if time.monotonic() - last > LOG_INTERVAL_SECONDS:
             last = time.monotonic()
@@ -87,3 +107,7 @@ def _lines(title: str, total: int | None, unit: str) -> Iterator[Advance]:
 
     yield advance
     print(line(), file=sys.stderr, flush=True)
+
+
+def _count(done: int, total: int | None) -> str:
+    return f"{done:,}" if total is None or done == total else f"{done:,} of {total:,}"

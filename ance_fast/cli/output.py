@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ance_fast.progress import plain_number
+
 
 def program() -> str:
     """How this program was called, so that a printed command works when pasted."""
@@ -40,20 +42,27 @@ def print_table(
 
 
 def print_stages(summary: dict[str, Any], what: str = "passages") -> None:
-    """Rates of `what`, and the seconds of each stage with the one that limits marked."""
+    """Rates of `what`, and of each stage its threads and their seconds, with the one that limits marked."""
     if not summary["stages"]:
         return
+    seconds = f"{plain_number(summary['seconds'])} s"
+    if summary[what]:
+        rates = ", ".join(f"{plain_number(summary[f'{name}_per_s'])} {name}/s" for name in (what, "tokens"))
+        title = f"{summary[what]:,} {what} in {seconds}: {rates}, padding 0 %; * limits"
+    else:
+        title = f"no new {what}, {seconds}; * limits"
     print_table(
-        ("stage", "seconds", "share of the time"),
+        ("stage", "threads", "seconds, all threads", "each thread busy"),
         [
-            (row["stage"], f"{row['seconds']:,.2f}", f"{row['share']:.1%}" + " *" * (row["stage"] == limit))
-            for limit in [summary["limiting_stage"]]
+            (
+                row["stage"],
+                row["threads"],
+                f"{row['seconds']:,.2f}",
+                f"{row['share']:.1%}" + " *" * (row["stage"] == summary["limiting_stage"]),
+            )
             for row in summary["stages"]
         ],
-        title=(
-            f"{summary[what]:,} {what} in {summary['seconds']:,.1f} s: {summary[f'{what}_per_s']:,.0f} {what}/s, "
-            f"{summary['tokens_per_s']:,.0f} tokens/s, padding 0 %; * limits"
-        ),
+        title=title,
         err=True,
     )
 

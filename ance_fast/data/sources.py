@@ -15,7 +15,7 @@ from ance_fast.artifacts import MANIFEST, read_manifest
 from ance_fast.data.beir import read_beir
 from ance_fast.data.dataset import Corpus, Dataset
 from ance_fast.data.hf_datasets import read_datasets
-from ance_fast.data.input_files import STDIN, has_file, is_pipe, list_files, plain_name
+from ance_fast.data.input_files import STDIN, find_file, has_file, is_pipe, list_files, plain_name
 from ance_fast.data.irds import read_irds
 from ance_fast.data.msmarco import read_msmarco
 from ance_fast.data.parquet import read_parquet
@@ -35,6 +35,7 @@ class Form(NamedTuple):
     read: Callable[[str, str | None, Options], Dataset]  # (path, split or None for the corpus alone, options)
     split: str | None = None  # the split read when none is given; None: it has no splits
     options: tuple[str, ...] = ()  # what may stand after "?"
+    find: Callable[[str], object] = lambda _: None  # raises `DataError` where its files are not there; reads none
 
 
 _FIELDS = ("id", "text", "title")
@@ -51,14 +52,33 @@ def _read_datasets(path: str, split: str | None, options: Options) -> Dataset:
     return read_datasets(name if colon else path, part if colon else None, **options)
 
 
+def _files(*endings: str) -> Callable[[str], object]:
+    return lambda path: is_pipe(Path(path)) or list_files(path, *endings)
+
+
 FORMS: dict[str, Form] = {
-    "beir": Form("beir:DIR (corpus.jsonl, queries.jsonl, qrels/)", lambda p, split, _: read_beir(p, split), "test"),
-    "msmarco": Form("msmarco:DIR (collection.tsv, queries.*.tsv)", lambda p, split, _: read_msmarco(p, split), "dev"),
+    "beir": Form(
+        "beir:DIR (corpus.jsonl, queries.jsonl, qrels/)",
+        lambda path, split, _: read_beir(path, split),
+        "test",
+        find=lambda path: find_file(path, "corpus.jsonl"),
+    ),
+    "msmarco": Form(
+        "msmarco:DIR (collection.tsv, queries.*.tsv)",
+        lambda path, split, _: read_msmarco(path, split),
+        "dev",
+        find=lambda path: find_file(path, "collection.tsv"),
+    ),
     "irds": Form("irds:NAME", lambda path, split, _: read_irds(path, split), ""),
-    "jsonl": Form("jsonl:FILE", _read_jsonl, "train", _FIELDS),
-    "tsv": Form("tsv:FILE", lambda path, split, _: read_tsv(path)),
-    "text": Form("text:FILE", lambda path, split, _: read_text(path)),
-    "parquet": Form("parquet:FILE|DIR", lambda path, split, options: read_parquet(path, **options), options=_FIELDS),
+    "jsonl": Form("jsonl:FILE", _read_jsonl, "train", _FIELDS, _files(".jsonl", ".ndjson")),
+    "tsv": Form("tsv:FILE", lambda path, split, _: read_tsv(path), find=_files(".tsv")),
+    "text": Form("text:FILE", lambda path, split, _: read_text(path), find=_files(".txt")),
+    "parquet": Form(
+        "parquet:FILE|DIR",
+        lambda path, split, options: read_parquet(path, **options),
+        options=_FIELDS,
+        find=_files(".parquet"),
+    ),
     "datasets": Form("datasets:NAME[/CONFIG][:SPLIT]", _read_datasets, options=(*_FIELDS, "config")),
     "pipe": Form("- (a pipe)", lambda path, split, options: read_pipe(path, **options), options=_FIELDS),
 }
@@ -91,9 +111,21 @@ def load_corpus(spec: str | Path) -> Corpus:
 
 def open_passages(spec: str | Path) -> TokenStore | Corpus:
     """What `spec` names: a token store, opened, or the corpus of a data set. Raises `ArtifactError`, `DataError`."""
-    if (Path(spec) / MANIFEST).is_file() and read_manifest(Path(spec)).get("kind") == STORE:
-        return TokenStore.open(spec, verify=False)
-    return load_corpus(spec)
+    return TokenStore.open(spec, verify=False) if _is_store(spec) else load_corpus(spec)
+
+
+def refuse_missing(spec: str | Path) -> None:
+    """Raise the `DataError` of a form that is not known, or whose file or folder is not there, without reading it.
+
+    What other libraries find (`irds:`, `datasets:`) is left to them.
+    """
+    if not _is_store(spec):
+        name, path, _ = _resolve(spec)
+        FORMS[name].find(path)
+
+
+def _is_store(spec: str | Path) -> bool:
+    return (Path(spec) / MANIFEST).is_file() and read_manifest(Path(spec)).get("kind") == STORE
 
 
 def _resolve(spec: str | Path) -> tuple[str, str, Options]:

@@ -41,8 +41,8 @@ from ance_fast.data.token_shards import (
     write_shard,
 )
 from ance_fast.data.tokenize import TextEncoder, text_encoder, token_dtype, tokenize, tokenizer_fingerprint
-from ance_fast.errors import ArtifactError, ConfigError, DataError
-from ance_fast.progress import Advance, progress_bar
+from ance_fast.errors import AnceFastError, ArtifactError, ConfigError, DataError
+from ance_fast.progress import Advance, plain_number, progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +70,12 @@ def build_store(
     keep_text: bool,
     show_progress: bool,
     replace: bool = True,
+    accept: Callable[[Path], None] | None = None,
 ) -> tuple[Path, Tokenised]:
-    """Build the store `path` as `TokenStore.build` describes; returns its absolute path and what there was to do."""
+    """Build the store `path` as `TokenStore.build` describes; returns its absolute path and what there was to do.
+
+    accept: called with the folder that is about to take the place of `path`.
+    """
     if num_proc < 1 or shard_rows < 1:
         raise ConfigError(f"num_proc and shard_rows must be at least 1, not {num_proc} and {shard_rows}")
     target = Path(os.path.abspath(path))
@@ -102,6 +106,12 @@ def build_store(
             (work / stale).unlink()
         manifest = _manifest(infos, recipe, tokenizer, content.hexdigest())
         seal(work, KIND, {**manifest, "shard_rows": shard_rows})
+        if accept is not None:
+            try:
+                accept(work)
+            except AnceFastError:
+                shutil.rmtree(work)
+                raise
         publish(work, target)
     return target, shards.tokenised
 
@@ -153,7 +163,7 @@ class _ShardWriter:
             info = matching_shard(self.work / name, self.recipe, documents.content)
         self.infos.append(info)
         if info is not None:
-            self.advance(documents.rows)
+            self.advance(documents.rows, found=True)
         elif pool is None:
             self.infos[number] = _write(documents, self.encoder, self.recipe, self.work / name, self._count)
         else:
@@ -181,7 +191,7 @@ class _ShardWriter:
         self.tokenised.rows += rows
         self.tokenised.tokens += tokens
         rate = self.tokenised.tokens / max(time.monotonic() - self._started, 1e-3)
-        self.advance(rows, f"{rate:,.0f} tokens/s")
+        self.advance(rows, f"{plain_number(rate)} tokens/s")
 
 
 def _write(
@@ -278,7 +288,7 @@ def _set_up_worker() -> None:
 @contextmanager
 def _progress(corpus: Iterable[Any], show: bool) -> Iterator[Advance]:
     if not show:
-        yield lambda count, note="": None
+        yield lambda count, note="", *, found=False: None
         return
     # Counting a corpus would read it once more, so its size is used only where it is known.
     total = corpus.counted if isinstance(corpus, Corpus) else len(corpus) if isinstance(corpus, Sequence) else None

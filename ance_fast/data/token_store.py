@@ -7,7 +7,7 @@ costs only the pages in use. `token_shards` describes the files, `token_build` h
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from functools import cached_property
 from itertools import chain
@@ -108,6 +108,7 @@ class TokenStore:
         keep_text: bool = True,
         show_progress: bool = False,
         replace: bool = True,
+        accept: Callable[[TokenStore], None] | None = None,
     ) -> TokenStore:
         """Tokenise `corpus` into the store `path` and open it.
 
@@ -119,7 +120,8 @@ class TokenStore:
 
         A build that was cut off goes on where it stopped: shards made from equal documents by equal settings are kept.
         If `path` holds this very store already it is opened; if its corpus differs, it is rebuilt from the shards that
-        stay equal and replaced.
+        stay equal and replaced. `replace=False` refuses that. `accept` sees the new store before it takes its place: an
+        error of this package that it raises leaves what is at `path` as it was.
 
         Raises `DataError` (empty corpus, duplicate ids, what the corpus itself raises), `ConfigError` (settings),
         `ArtifactError` (`path` holds something else, or a store of another tokenizer, max_length or prompt), `OSError`.
@@ -135,6 +137,7 @@ class TokenStore:
             keep_text=keep_text,
             show_progress=show_progress,
             replace=replace,
+            accept=None if accept is None else lambda work: accept(cls.open(work, verify=False)),
         )
         store = cls.open(target, verify=False)
         store.tokenised = tokenised

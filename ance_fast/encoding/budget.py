@@ -13,6 +13,7 @@ from ance_fast.data.packing import PackedBatch, Packer
 from ance_fast.data.token_store import TokenStore
 from ance_fast.encoding.workers import one_thread_an_operation
 from ance_fast.models.encoder import DEFAULT_BATCH_TOKENS, Encoder
+from ance_fast.progress import plain_number
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ CANDIDATES: dict[str, tuple[int, ...]] = {"cpu": (512, 1024, 2048, 4096), "cuda"
 ROUNDS = 3
 # Below this many batches of the largest budget the measurement would cost more than it can save.
 WORTH_BATCHES = 100
-# A larger budget has to be this much faster, or noise would decide and memory be spent for nothing.
+# A larger budget has to be faster than by this factor, or noise would decide and memory be spent for nothing.
 MARGIN = 1.02
 
 
@@ -31,7 +32,9 @@ def default_budget(device: torch.device) -> int:
 
 
 def measured_budget(encoder: Encoder, store: TokenStore) -> int:
-    """The token budget at which `encoder` runs fastest on `store`'s passages; the default for a small store.
+    """The smallest token budget whose time a token is within `MARGIN` of the fastest's on `store`'s passages.
+
+    The default for a small store.
 
     Each candidate runs one full batch of evenly spaced passages in each of a few alternating rounds, after one round
     that warms up. A candidate that does not fit the device's memory ends the search.
@@ -59,8 +62,13 @@ def measured_budget(encoder: Encoder, store: TokenStore) -> int:
         return min(CANDIDATES[encoder.device.type])
     fastest = min(found.values())
     chosen = min(budget for budget, rate in found.items() if rate <= MARGIN * fastest)
-    rates = ", ".join(f"{budget}: {1 / rate:,.0f}" for budget, rate in found.items())
-    logger.info("batches of %d tokens (measured tokens/s: %s)", chosen, rates)
+    rates = ", ".join(f"{budget}: {plain_number(1 / rate)}" for budget, rate in found.items())
+    logger.info(
+        "batches of %d tokens, the smallest within %.0f %% of the fastest (measured tokens/s: %s)",
+        chosen,
+        100 * (MARGIN - 1),
+        rates,
+    )
     return chosen
 
 

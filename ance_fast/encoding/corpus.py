@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from functools import partial
@@ -19,8 +19,9 @@ from ance_fast.data.records import Document
 from ance_fast.data.token_store import TokenStore
 from ance_fast.data.tokenize import tokenizer_fingerprint
 from ance_fast.encoding.budget import default_budget, measured_budget
+from ance_fast.encoding.job_entry import refuse_other
 from ance_fast.encoding.pipeline import Span, encode_spans
-from ance_fast.encoding.shard_job import ShardJob
+from ance_fast.encoding.shard_job import ShardJob, job_identity, wanted_result
 from ance_fast.encoding.shard_plan import Shard
 from ance_fast.encoding.shard_writer import ShardWriter
 from ance_fast.encoding.shards import EmbeddingShards
@@ -70,11 +71,18 @@ def encode_corpus(
     have not. Shards appear whole or not at all, so a kill costs at most the shards in flight.
 
     Raises `ArtifactError` if the store belongs to another tokenizer, or `out_dir` holds something else: embeddings of
-    another encoder or corpus are refused, not mixed. `DataError` names passages whose embeddings are not finite,
-    `OSError` says which file a full disk cut off (finished shards stay).
+    another encoder or corpus are refused, not mixed, and the tokens beside them stay as they are. `DataError` names
+    passages whose embeddings are not finite, `OSError` says which file a full disk cut off (finished shards stay).
     """
     times = times or StageTimes()
-    store = tokenised(encoder, corpus, Path(out_dir), times, show_progress=show_progress)
+
+    def refuse(store: TokenStore) -> None:
+        identity = job_identity(_settings(encoder, store), dim=encoder.dim, dtype=dtype, centred=centre)
+        refuse_other(wanted_result(out_dir, store, identity))
+
+    store = tokenised(
+        encoder, corpus, Path(out_dir), times, accept=refuse if resume else None, show_progress=show_progress
+    )
     _check_store(encoder, store)
     job = ShardJob.enter(
         out_dir,
@@ -89,7 +97,7 @@ def encode_corpus(
     )
     bar = progress_bar("encoding", len(store), "passages") if show_progress else nullcontext(_silent)
     with job, bar as advance:
-        advance(sum(stop - start for start, stop, _ in job.finished))
+        advance(sum(stop - start for start, stop, _ in job.finished), found=True)
         followers = [_Follower(sink, job, dtype) for sink in sinks]
         _run(_on_devices(encoder, devices), store, job, followers, times, advance, batch_tokens)
         shards = job.finish()
@@ -121,7 +129,10 @@ def _run(
         # Several encoders take shards out of order, so what follows reads them from disk at the end.
         sinks: list[Sink] = [writer, *(followers if len(encoders) == 1 else ())]
         try:
-            encode_spans(encoder, store, writer.spans(), sinks, batch_tokens=budget, times=times, on_batch=on_batch)
+            encode_spans(
+                encoder, store, writer.spans(), sinks,
+                batch_tokens=budget, times=times, on_batch=on_batch, workers=workers,
+            )  # fmt: skip
         finally:
             writer.abort()
 
@@ -144,6 +155,8 @@ def _run(
         failed = [future for future in futures if future.done() and future.exception()]
         for future in [*failed, *futures]:
             future.result()
+    each = {"pack": 1, "H2D": 1, "write": 1, **{stage: times.lanes.get(stage, 1) for stage in ("forward", "pool")}}
+    times.lanes |= {stage: len(encoders) * threads for stage, threads in each.items()}
 
 
 class _ShardSink:
@@ -254,9 +267,13 @@ def tokenised(
     out_dir: Path,
     times: StageTimes,
     *,
+    accept: Callable[[TokenStore], None] | None = None,
     show_progress: bool = False,
 ) -> TokenStore:
-    """`corpus` if it is a token store, else one made of it beside `out_dir`."""
+    """`corpus` if it is a token store, else one made of it beside `out_dir`.
+
+    `accept` may refuse one that is about to replace an older one there, as in `TokenStore.build`.
+    """
     if isinstance(corpus, TokenStore):
         return corpus
     with times.running(), times.host("tokenise"):
@@ -267,7 +284,13 @@ def tokenised(
             max_length=encoder.max_document_length,
             prompt=encoder.document_prompt,
             show_progress=show_progress,
+            accept=accept,
         )
+
+
+def refuse_changed_corpus(out_dir: str | Path, store: TokenStore) -> None:
+    """Raise `ArtifactError` if what is encoded at `out_dir` is not the beginning of `store`, whatever the encoder."""
+    refuse_other(wanted_result(out_dir, store, {}))
 
 
 def _check_store(encoder: Encoder, store: TokenStore) -> None:
@@ -286,5 +309,5 @@ def _check_store(encoder: Encoder, store: TokenStore) -> None:
         )
 
 
-def _silent(count: int, note: str = "") -> None:
+def _silent(count: int, note: str = "", *, found: bool = False) -> None:
     """Progress that nobody watches."""

@@ -41,7 +41,10 @@ START_OVER = "choose another place, or start over with resume=False (--no-resume
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the caller wants made. `identity`: what decides the embeddings; `digest(start, stop)`: of these rows."""
+    """What the caller wants made. `digest(start, stop)`: of these rows.
+
+    `identity`: what decides the embeddings; empty in a question about the corpus alone.
+    """
 
     target: Path
     identity: dict[str, Any]
@@ -114,17 +117,29 @@ def enter_job(wanted: Wanted, *, resume: bool, verify: bool, stale_after: float)
         if job is not None and refusal is None and job.files.result.is_dir():
             return _extended(job, wanted, stale_after)
         published = _published(wanted, verify) if resume else None
-        if published is not None and not published.faults and published.shards[-1].stop == wanted.rows:
+        if published is not None and _is_all(published, wanted):
             if refusal is None:
                 sweep(wanted.work, job, stale_after)
             return published
         if refusal is not None:
-            raise ArtifactError(f"{wanted.work}: an unfinished run was {refusal}; finish it as it was, {START_OVER}")
+            raise ArtifactError(_unfinished(wanted, refusal))
         if job is not None:
             sweep(wanted.work, job, stale_after)  # its result was published and replaced since
         # FileNotFoundError: another process swept the directory while the job was being founded in it.
         with suppress(FileNotFoundError):
             _found(wanted, published)
+
+
+def refuse_other(wanted: Wanted) -> None:
+    """Raise the `ArtifactError` that `enter_job` would, so that what costs much need not be done in vain."""
+    refuse_foreign(wanted.target, KIND)
+    job = read_job(wanted.work)
+    refusal = None if job is None else _refusal(job.identity, job.shards, wanted)
+    if job is not None and refusal is None and job.files.result.is_dir():
+        return
+    published = _published(wanted, verify=False)
+    if refusal is not None and not _is_all(published, wanted):
+        raise ArtifactError(_unfinished(wanted, refusal))
 
 
 def read_job(work: Path) -> Job | None:
@@ -263,9 +278,17 @@ def _published(wanted: Wanted, verify: bool) -> Published | None:
     return Published(manifest, shards, {name: fault for name, fault in found.items() if fault is not None})
 
 
+def _is_all(published: Published | None, wanted: Wanted) -> bool:
+    return published is not None and not published.faults and published.shards[-1].stop == wanted.rows
+
+
+def _unfinished(wanted: Wanted, refusal: str) -> str:
+    return f"{wanted.work}: an unfinished run was {refusal}; finish it as it was, {START_OVER}"
+
+
 def _refusal(identity: Mapping[str, Any], shards: list[Shard], wanted: Wanted) -> str | None:
     """How `identity` and `shards` contradict what is wanted, None if they are the beginning of it."""
-    differences = settings_differences(_named(identity), _named(wanted.identity))
+    differences = settings_differences(_named(identity), _named(wanted.identity)) if wanted.identity else []
     if differences:
         return "made with " + "; ".join(differences)
     difference = first_difference(shards, wanted.rows, wanted.digest)

@@ -124,15 +124,14 @@ class ShardJob:
             raise ConfigError(f"dim and shard_rows must be at least 1, not {dim} and {shard_rows}")
         if not len(store):
             raise DataError(f"{store}: the corpus is empty, there is nothing to encode")
-        identity = {"settings": json_settings(settings), "dim": dim, "dtype": dtype, "centred": centre is not None}
-        target = Path(os.path.abspath(out_dir))
-        wanted = Wanted(target, identity, len(store), shard_rows, cache(partial(content_digest, store)))
+        identity = job_identity(settings, dim=dim, dtype=dtype, centred=centre is not None)
+        wanted = wanted_result(out_dir, store, identity, shard_rows)
         entered = enter_job(wanted, resume=resume, verify=verify, stale_after=stale_after)
         job = cls(wanted, store, entered, verify=verify, stale_after=stale_after)
         if job._job is not None:
             job._agree(job._job.files, centre, budget)
         elif centre is not None:
-            job.mean = read_mean(target / MEAN, dim)
+            job.mean = read_mean(wanted.target / MEAN, dim)
         return job
 
     @property
@@ -368,6 +367,19 @@ class ShardJob:
             ],
             "versions": _versions(),
         }
+
+
+def job_identity(settings: Mapping[str, Any], *, dim: int, dtype: str, centred: bool) -> dict[str, Any]:
+    """What decides the embeddings of a corpus, as a manifest holds it."""
+    return {"settings": json_settings(settings), "dim": dim, "dtype": dtype, "centred": centred}
+
+
+def wanted_result(
+    out_dir: str | os.PathLike[str], store: TokenStore, identity: dict[str, Any], shard_rows: int = 65536
+) -> Wanted:
+    """The embeddings of `store` at `out_dir`."""
+    digest = cache(partial(content_digest, store))
+    return Wanted(Path(os.path.abspath(out_dir)), identity, len(store), shard_rows, digest)
 
 
 def _versions() -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ance_fast.progress import Advance
+from ance_fast.progress import Advance, plain_number
 
 # In the order data flows. "wait" stages are time a thread stood still for another one.
 STAGES = ("tokenise", "pack", "H2D", "forward", "pool", "D2H", "write", "add", "search")
@@ -99,11 +99,16 @@ class StageTimes:
         return max(self.seconds, key=lambda stage: self.seconds[stage] / self.lanes.get(stage, 1), default=None)
 
     def table(self) -> list[dict[str, Any]]:
-        """{"stage", "seconds", "share" of the time its threads were busy} of every stage, in the order data flows."""
+        """Every stage in the order data flows: {"stage", "threads", "seconds", "share"}.
+
+        seconds: of work, all threads of the stage together. share: of the time that each of them was busy, so
+        `seconds / threads / wall`.
+        """
         known = [*STAGES, *sorted(self.seconds.keys() - set(STAGES))]
         return [
             {
                 "stage": stage,
+                "threads": self.lanes.get(stage, 1),
                 "seconds": self.seconds[stage],
                 "share": self.seconds[stage] / max(self.wall, 1e-9) / self.lanes.get(stage, 1),
             }
@@ -112,14 +117,17 @@ class StageTimes:
         ]
 
     def summary(self) -> dict[str, Any]:
-        """What `--json` prints: rates, padding (there is none: batches are packed), and the table of stages."""
+        """What `--json` prints: rates, padding (there is none: batches are packed), and `table()` as "stages".
+
+        seconds: wall time. Rates are None where there was nothing to do.
+        """
         wall = max(self.wall, 1e-9)
         return {
             "seconds": self.wall,
             "passages": self.passages,
             "tokens": self.tokens,
-            "passages_per_s": self.passages / wall,
-            "tokens_per_s": self.tokens / wall,
+            "passages_per_s": self.passages / wall if self.passages else None,
+            "tokens_per_s": self.tokens / wall if self.passages else None,
             "padding": 0.0,
             "stages": self.table(),
             "limiting_stage": self.limiting,
@@ -147,6 +155,6 @@ def batches_on(advance: Advance) -> Callable[[int, int], None]:
         with lock:
             done += tokens
             rate = done / max(time.perf_counter() - started, 1e-9)
-            advance(passages, f"{rate:,.0f} tokens/s, padding 0 %")
+            advance(passages, f"{plain_number(rate)} tokens/s, padding 0 %")
 
     return on_batch

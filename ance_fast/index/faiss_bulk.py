@@ -1,13 +1,12 @@
 """Many queries against inverted lists, list by list instead of query by query.
 
 Each list is scored once, by a matrix product with all queries that visit it, where an ordinary search reads it again
-for each of them. The loop is `faiss.contrib.big_batch_search`.
+for each of them. The parts are those of `faiss.contrib.big_batch_search`, without its loop over them, which prints
+a line of progress a list whatever its `verbose` says.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ def prefers_bulk(index: Any, queries: int, k: int) -> bool:
 
 def bulk_search(faiss: Any, index: Any, queries: np.ndarray, k: int, nprobe: int) -> tuple[np.ndarray, np.ndarray]:
     """As `index.search` with `nprobe`: scores float32 and labels int64 [n, k], -1 past the end."""
-    from faiss.contrib.big_batch_search import big_batch_search
+    from faiss.contrib.big_batch_search import BigBatchSearcher, BlockComputer
 
     def knn(found: np.ndarray, vectors: np.ndarray, k: int, metric: int) -> tuple[np.ndarray, np.ndarray]:
         # No more neighbours than a list has: the loop would take the padding for documents.
@@ -48,9 +47,15 @@ def bulk_search(faiss: Any, index: Any, queries: np.ndarray, k: int, nprobe: int
         part = slice(start, start + step)
         # Handed over, so that the index's own nprobe, which other threads see, stays as it is.
         _, lists = index.quantizer.search(queries[part], nprobe)
-        # It prints a line of progress a list, whatever its `verbose` says.
-        with contextlib.redirect_stdout(io.StringIO()):
-            scores[part], labels[part] = big_batch_search(
-                index, queries[part], k, method="knn_function", knn=knn, q_assign=lists.astype(np.int32)
-            )
+        search: Any = BigBatchSearcher(index, queries[part], k)
+        block = BlockComputer(index, method="knn_function", knn=knn)
+        search.decode_func, search.by_residual = block.decode_func, block.by_residual
+        search.q_assign = lists.astype(np.int32)
+        search.reorder_assign()
+        for number in range(index.nlist):
+            visitors, found, ids, vectors = search.prepare_bucket(number)
+            best, rows = block.block_search(found, vectors, ids, k)
+            search.add_results_to_heap(visitors, best, ids, rows)
+        search.rh.finalize()
+        scores[part], labels[part] = search.rh.D, search.rh.I
     return scores, labels

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ance_fast.progress import progress_bar
+from ance_fast.progress import plain_number, progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class ProgressCallback(TrainerCallback):
     ) -> None:
         self._bar = progress_bar("training", state.max_steps, "steps")
         self._advance = self._bar.__enter__()
-        self._advance(state.global_step)
+        self._advance(state.global_step, found=True)
         self._open = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -45,7 +45,7 @@ class ProgressCallback(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero and logs and "generation" in logs:
             shown = {key.removeprefix("eval_"): value for key, value in logs.items() if not key.startswith("stale_")}
-            logger.info("step %d: %s", state.global_step, "  ".join(f"{k} {v:.3g}" for k, v in shown.items()))
+            logger.info("step %d: %s", state.global_step, "  ".join(f"{k} {plain_number(v)}" for k, v in shown.items()))
 
 
 def tensorboard_callback(folder: Path, purge_step: int | None) -> TrainerCallback | None:

@@ -74,8 +74,12 @@ def test_tokenize_takes_a_pipe_and_only_what_is_new(model: Path, tmp_path: Path)
     assert first["passages_per_second"] == pytest.approx(30 / first["seconds"])
     assert first["tokens_per_second"] == pytest.approx(first["tokens"] / first["seconds"])
     again = run("tokenize", "tsv:-", *arguments, stdin="".join(lines))
-    assert last_json(again)["tokenised"] == {"passages": 0, "tokens": 0}
-    assert "tokens/s" not in again.stderr
+    found = last_json(again)
+    assert found["tokenised"] == {"passages": 0, "tokens": 0}
+    assert (found["passages_per_second"], found["tokens_per_second"]) == (None, None)
+    assert "/s" not in again.stderr
+    shown = run("tokenize", "tsv:-", *arguments[:-1], stdin="".join(lines))
+    assert "nothing new to tokenise" in shown.stdout
     bad = run("tokenize", "-", "-m", model, "-o", tmp_path / "x", stdin="d\tone\nno tab\n", status=1)
     assert "/dev/stdin:2: expected 2 columns" in bad.stderr
 
@@ -98,6 +102,16 @@ def test_index_from_a_corpus_and_a_file_of_queries(model: Path, wiki: Path, tmp_
     typed = run("search", index, "-m", model, "--queries", "tsv:-", "-o", answers, stdin="q7\ta river\n")
     assert "1 queries" in typed.stdout
     assert answers.read_text().startswith("q7 Q0 ")
+    before = (tmp_path / "index.tokens" / "manifest.json").read_bytes()
+    changed = tmp_path / "changed.tsv"
+    changed.write_text("d\tanother corpus\n")
+    for arguments in (
+        ("index", changed, "-o", index),
+        ("encode", changed, "-o", tmp_path / "index.embeddings", "--int8"),
+    ):
+        assert "made from another corpus" in run(*arguments, "-m", model, status=1).stderr
+    assert (tmp_path / "index.tokens" / "manifest.json").read_bytes() == before
+    assert not (tmp_path / "index.embeddings.tokens").exists()
     assert "go together" in run("search", index, "a river", "-m", model, "--queries", wiki, status=2).stderr
     assert "nprobe=64" in run("search", index, "x", "-m", model, "--params", "nprobe", status=2).stderr
 
@@ -107,7 +121,14 @@ def test_encode_goes_on_and_refuses_to_mix(model: Path, wiki: Path, tmp_path: Pa
     first = last_json(run("encode", wiki, "-m", model, "-o", embeddings, "--shard-rows", 150, "--json"))
     assert (first["rows"], first["passages"], first["padding"]) == (400, 400, 0)
     assert first["limiting_stage"] in {row["stage"] for row in first["stages"]}  # type: ignore[attr-defined,union-attr]
-    assert last_json(run("encode", wiki, "-m", model, "-o", embeddings, "--json"))["passages"] == 0
+    assert {row["threads"] for row in first["stages"] if row["stage"] == "forward"} == {1}  # type: ignore[attr-defined]
+    again = run("encode", wiki, "-m", model, "-o", embeddings, "--json")
+    assert [last_json(again)[name] for name in ("passages", "passages_per_s", "tokens_per_s")] == [0, None, None]
+    shown = run("encode", wiki, "-m", model, "-o", embeddings)
+    assert "0 of them new" in shown.stdout
+    for text in (again.stderr, shown.stderr):
+        assert "400 passages, nothing new" in text
+        assert "/s" not in text
     refused = run("encode", wiki, "-m", model, "-o", embeddings, "--dtype", "float16", "--centre", status=1)
     assert "--no-resume" in refused.stderr
     eight_bits = run("encode", wiki, "-m", model, "-o", embeddings, "--int8", status=1).stderr
@@ -163,7 +184,7 @@ def test_the_demo_gives_its_table_its_report_and_an_index_that_answers(tmp_path:
         (("search", ".", "q", "-k", 0), 2, "ask for at least 1 passage"),
         (("tokenize", "beir:nowhere", "-m", "{model}", "-o", "{tmp}/t"), 1, "nowhere"),
         (("encode", "{wiki}", "-m", "./nothing", "-o", "{tmp}/e"), 1, "no such folder"),
-        (("index", "{tmp}/nothing", "-o", "{tmp}/i"), 1, "no such directory"),
+        (("index", "{tmp}/nothing", "-o", "{tmp}/i"), 1, "nothing: no such folder"),
         (("train", "{wiki}", "-m", "{model}", "-o", "{tmp}/r", "--loss", "magic"), 2, "choose pairwise, contrastive"),
         (("train", "{wiki}", "-m", "{model}", "-o", "{tmp}/r", "--split", "nope"), 1, "nope"),
         (("train", "{wiki}", "-m", "{model}", "-o", "{tmp}/r", "--resume"), 1, "no run to resume"),

@@ -37,10 +37,16 @@ def measured_sizes(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> list[in
 
 
 def test_the_fastest_budget_is_taken_and_one_that_does_not_fit_is_dropped(
-    encoder: Encoder, store: TokenStore, measured_sizes: list[int], monkeypatch: pytest.MonkeyPatch
+    encoder: Encoder,
+    store: TokenStore,
+    measured_sizes: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(budget, "CANDIDATES", {"cpu": (100, 200, 400, 800, 1600)})
-    assert budget.measured_budget(encoder, store) == 400
+    with caplog.at_level("INFO"):
+        assert budget.measured_budget(encoder, store) == 400
+    assert "batches of 400 tokens, the smallest within 2 % of the fastest (measured tokens/s: 100: " in caplog.text
     assert max(measured_sizes) > 900  # tried, and left
     assert sum(size > 900 for size in measured_sizes) == 1
 

@@ -162,6 +162,42 @@ def test_another_encoder_or_corpus_is_refused_unless_told_to_start_over(
     )
 
 
+@pytest.mark.parametrize("unfinished", [False, True])
+def test_a_refusal_leaves_the_tokens_of_what_is_encoded(
+    encoder: Encoder, wiki: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unfinished: bool
+) -> None:
+    out, tokens = tmp_path / "out", tmp_path / "out.tokens"
+    documents = [document.full_text for document in load_corpus(str(wiki))]
+    with monkeypatch.context() as patch:
+        if unfinished:
+            patch.setattr(encoder, "hidden", lambda batch: pytest.fail("cut off"))
+            with pytest.raises(pytest.fail.Exception):
+                encode_corpus(encoder, documents[:300], out)
+        else:
+            encode_corpus(encoder, documents[:300], out)
+    before = digests(tokens)
+    changed = [*documents[:7], "another text altogether", *documents[8:]]
+    with pytest.raises(ArtifactError, match="made from another corpus"):
+        encode_corpus(encoder, changed, out)
+    other = Encoder.load(str(encoder.backbone.model.config._name_or_path), pooling="cls", max_document_length=32)
+    with pytest.raises(ArtifactError, match="pooling 'mean', now 'cls'"):
+        encode_corpus(other, documents, out)  # grown: its tokens are others too
+    assert digests(tokens) == before
+    assert not (tmp_path / ".out.tokens.building").exists()
+    assert len(encode_corpus(encoder, documents, out)) == 400
+    assert len(encode_corpus(other, changed, out, resume=False)) == 400
+    assert TokenStore.open(tokens).document(7).full_text == "another text altogether"
+
+
+def test_a_run_with_nothing_new_shows_no_rate(
+    encoder: Encoder, store: TokenStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encode_corpus(encoder, store, tmp_path / "out", show_progress=True)
+    assert "passages/s" in capsys.readouterr().err
+    encode_corpus(encoder, store, tmp_path / "out", show_progress=True)
+    assert capsys.readouterr().err == "encoding: 400 passages, nothing new\n"
+
+
 @pytest.mark.parametrize(("dtype", "centre"), [("float32", False), ("float16", False), ("float16", True)])
 def test_sinks_get_every_row_as_stored_however_often_the_run_was_cut_off(
     encoder: Encoder, store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, centre: bool
@@ -196,9 +232,16 @@ def test_sinks_get_every_row_as_stored_however_often_the_run_was_cut_off(
 def test_several_devices_share_the_shards(encoder: Encoder, store: TokenStore, tmp_path: Path) -> None:
     one = encode_corpus(encoder, store, tmp_path / "one", shard_rows=50, batch_tokens=200)
     sink = MatrixSink(np.zeros((400, encoder.dim), np.float32))
+    times = StageTimes()
     two = encode_corpus(
-        encoder, store, tmp_path / "two", shard_rows=50, batch_tokens=200, devices=["cpu", "cpu"], sinks=[sink]
-    )
+        encoder, store, tmp_path / "two", shard_rows=50, batch_tokens=200, devices=["cpu", "cpu"], sinks=[sink],
+        times=times,
+    )  # fmt: skip
+    assert {row["stage"]: row["threads"] >= 2 for row in times.table()}.items() >= {
+        "forward": True,
+        "pack": True,
+    }.items()
+    assert all(0 < row["share"] < 1.05 for row in times.table())
     np.testing.assert_allclose(two.read(), one.read(), atol=2e-6)
     np.testing.assert_array_equal(sink.matrix, two.read())
     with pytest.raises(ConfigError, match="give a list"):

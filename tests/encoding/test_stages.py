@@ -31,7 +31,8 @@ def test_stages_add_up_across_threads_and_stand_in_the_order_data_flows() -> Non
     assert times.limiting == "write"
     times.lanes["write"] = 200
     assert times.limiting == "another"
-    assert times.table()[1]["share"] == pytest.approx(3.0 / times.wall / 200)
+    row = times.table()[1]
+    assert row["share"] == pytest.approx(row["seconds"] / row["threads"] / times.wall) == 3.0 / times.wall / 200
     summary = times.summary()
     assert summary["passages_per_s"] == pytest.approx(10 / times.wall)
     assert summary["tokens"] == 300
@@ -55,6 +56,14 @@ def test_runs_within_and_beside_each_other_count_once() -> None:
     for thread in threads:
         thread.join()
     assert 0.05 <= times.wall - before < 0.15
+
+
+def test_there_is_no_rate_where_there_was_nothing_to_do() -> None:
+    times = StageTimes()
+    with times.running(), times.host("tokenise"):
+        pass
+    summary = times.summary()
+    assert (summary["passages"], summary["passages_per_s"], summary["tokens_per_s"]) == (0, None, None)
 
 
 def test_time_counts_when_the_work_fails() -> None:

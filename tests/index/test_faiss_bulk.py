@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,6 +47,25 @@ def test_a_search_list_by_list_finds_what_the_ordinary_one_finds(
     found = bulk.positions >= 0
     assert np.allclose(bulk.scores[found], ordinary.scores[found], rtol=1e-5, atol=1e-6)
     assert (bulk.positions == ordinary.positions).mean() > 0.999
+
+
+def test_what_others_print_during_a_search_list_by_list_is_shown(
+    corpus: np.ndarray, bulk_calls: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import faiss
+
+    knn = faiss.knn
+
+    def beside(*arguments: Any, **options: Any) -> Any:
+        thread = threading.Thread(target=print, args=("another thread",))
+        thread.start()
+        thread.join()
+        return knn(*arguments, **options)
+
+    monkeypatch.setattr(faiss, "knn", beside)
+    Index.build(corpus, factory="IVF4,Flat").search(np.repeat(corpus[:410], 10, axis=0), 2, params={"nprobe": 4})
+    assert bulk_calls == [4100]
+    assert capsys.readouterr().out == 4 * "another thread\n"
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_model
 from ance_fast.cli.output import print_json, print_stages
 
 if TYPE_CHECKING:
@@ -32,7 +34,14 @@ def encode(
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on with what is there, or start over.")
     ] = True,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document with the table of stages.")] = False,
+    json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="One JSON document with the table of stages: the seconds of all threads of a stage together, and the "
+            "share of the time that each of them was busy.",
+        ),
+    ] = False,
 ) -> None:
     """Embed a corpus into .npy shards with ids and a manifest.
 
@@ -41,9 +50,11 @@ def encode(
 
     Example: ance-fast encode scifact.tokens -m intfloat/e5-small-v2 -o scifact.embeddings
     """
+    refuse_missing_data(data)
+    refuse_missing_model(model)
     from ance_fast.data import open_passages
     from ance_fast.encoding import StageTimes, encode_corpus
-    from ance_fast.encoding.corpus import tokenised
+    from ance_fast.encoding.corpus import refuse_changed_corpus, tokenised
     from ance_fast.models import Encoder
     from ance_fast.models.int8 import quantize
 
@@ -52,7 +63,8 @@ def encode(
     passages = open_passages(data)
     times = StageTimes()
     if int8:
-        passages = tokenised(encoder, passages, output, times, show_progress=True)
+        accept = functools.partial(refuse_changed_corpus, output) if resume else None
+        passages = tokenised(encoder, passages, output, times, accept=accept, show_progress=True)
         encoder = quantize(encoder, _sample(passages))
     shards = encode_corpus(
         encoder,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_folder, refuse_missing_model
 from ance_fast.cli.output import print_json
 from ance_fast.errors import ConfigError
 from ance_fast.progress import progress_bar
@@ -46,11 +47,16 @@ def index(
 
     Example: ance-fast index beir:scifact -m intfloat/e5-small-v2 -o scifact.index
     """
+    if on_disk and (factory != "Flat" or dtype is not None):
+        raise ConfigError("--on-disk searches the embeddings as they are: it goes with Flat, and without --dtype")
+    if model is None:
+        refuse_missing_folder(embeddings)
+    else:
+        refuse_missing_data(embeddings)
+        refuse_missing_model(model)
     from ance_fast.encoding import EmbeddingShards
     from ance_fast.index import Index, IndexSink, sampled_recall
 
-    if on_disk and (factory != "Flat" or dtype is not None):
-        raise ConfigError("--on-disk searches the embeddings as they are: it goes with Flat, and without --dtype")
     devices = device.split(",")
     clock = _Clock()
     expected = None
@@ -113,10 +119,12 @@ def _encoded(
     """Embeddings of a corpus, and the index where it could be filled meanwhile; tokens and embeddings lie beside it."""
     from ance_fast.data import TokenStore, open_passages
     from ance_fast.encoding import encode_corpus
+    from ance_fast.encoding.corpus import refuse_changed_corpus
     from ance_fast.index.memory import check_memory, estimate_memory
     from ance_fast.index.sink import needs_training
     from ance_fast.models import Encoder
 
+    embeddings = output.with_name(output.name + ".embeddings")
     encoder = Encoder.load(model, device=devices[0])
     store = open_passages(data)
     if not isinstance(store, TokenStore):
@@ -127,6 +135,7 @@ def _encoded(
             max_length=encoder.max_document_length,
             prompt=encoder.document_prompt,
             show_progress=True,
+            accept=functools.partial(refuse_changed_corpus, embeddings),
         )
     if live is not None:
         expected = estimate_memory(factory, len(store), encoder.dim)
@@ -139,7 +148,7 @@ def _encoded(
     shards = encode_corpus(
         encoder,
         store,
-        output.with_name(output.name + ".embeddings"),
+        embeddings,
         devices=devices if len(devices) > 1 else None,
         sinks=[] if sink is None else [sink],
         show_progress=True,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_model
 from ance_fast.cli.output import print_json, print_table
 
 
@@ -26,6 +27,8 @@ def rank(
 
     Example: ance-fast rank beir:scifact -m intfloat/e5-small-v2 -o e5.trec
     """
+    refuse_missing_data(data)
+    refuse_missing_model(model)
     import ance_fast
     from ance_fast.data import TokenStore, load_dataset, write_run
     from ance_fast.encoding import encode_matrix

@@ -12,8 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
+from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_folder, refuse_missing_model
 from ance_fast.cli.output import print_json, print_stages
-from ance_fast.errors import ArtifactError, ConfigError
+from ance_fast.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,11 @@ def search(
         raise ConfigError(f"-k {k}: ask for at least 1 passage")
     if (queries is None) != (output is None) or (queries is not None and query is not None):
         raise ConfigError("--queries DATA and --output RUN go together, without a query on the command line")
-    collection = open_collection(run, model, store, device)
     chosen = parse_params(params)
+    refuse_missing_folder(run, store)
+    refuse_missing_model(model)
+    refuse_missing_data(queries)
+    collection = open_collection(run, model, store, device)
     if queries is not None and output is not None:
         result = collection.answer(queries, split, output, k or 100, chosen)
         if json:
@@ -133,15 +137,13 @@ def search(
 
 def open_collection(run: Path, model: str | None, store: Path | None, device: str = "auto") -> Collection:
     """Load encoder, index and texts; refuses an index made by another encoder (`ArtifactError`)."""
+    whole = (run / "index").is_dir() and (run / "final").is_dir()
+    if not whole and model is None:
+        raise ConfigError(f"{run}: not the folder of a finished run; for an index folder say --model CHECKPOINT")
     from ance_fast.data import TokenStore
     from ance_fast.index import Index
     from ance_fast.models import Encoder
 
-    whole = (run / "index").is_dir() and (run / "final").is_dir()
-    if not whole and model is None:
-        if not run.is_dir():
-            raise ArtifactError(f"{run}: no such folder")
-        raise ConfigError(f"{run}: not the folder of a finished run; for an index folder say --model CHECKPOINT")
     encoder = Encoder.load(model or str(run / "final"), device=device, dtype="float32")
     index = Index.load(run / "index" if whole else run, fingerprint=encoder.fingerprint())
     place = store or (run / "passages" if whole else None)
@@ -183,10 +185,18 @@ def _show(query: str, hits: list[dict[str, Any]], milliseconds: float, passages:
 
 
 def _excerpt(text: str, pattern: str | None, width: int = 280) -> str:
-    """The part of a long text around the first word of the query."""
+    """The part of a long text around the first word of the query, whole words and at most `width` characters."""
     text = " ".join(text.split())
     if len(text) <= width:
         return text
     match = re.search(pattern, text) if pattern else None
     start = max(0, min(match.start() - width // 3, len(text) - width)) if match else 0
-    return ("…" if start else "") + text[start : start + width] + ("…" if start + width < len(text) else "")
+    stop = start + width
+    # A word that is longer than a sixth of the whole is cut: some languages put no blanks between theirs.
+    if start:
+        blank = text.find(" ", start - 1, start + width // 6)
+        start = start if blank < 0 else blank + 1
+    if stop < len(text):
+        blank = text.rfind(" ", stop - width // 6, stop + 1)
+        stop = stop if blank < 0 else blank
+    return "…" * (start > 0) + text[start:stop] + "…" * (stop < len(text))

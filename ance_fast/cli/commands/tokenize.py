@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_model
 from ance_fast.cli.output import print_json
 
 
@@ -22,12 +23,15 @@ def tokenize(
 ) -> None:
     """Tokenise a corpus once into a memory-mapped Arrow token store; an interrupted run goes on where it stopped.
 
-    Of a corpus that has grown only the new passages are tokenised; rates count what was tokenised now.
+    Of a corpus that has grown only the new passages are tokenised; rates count what was tokenised now, and are left
+    out (null) where that was nothing.
 
     Example: ance-fast tokenize beir:scifact -m intfloat/e5-small-v2 -o scifact.tokens
 
     Example: zcat collection.tsv.gz | ance-fast tokenize - -m intfloat/e5-small-v2 -o msmarco.tokens
     """
+    refuse_missing_data(data)
+    refuse_missing_model(model)
     from ance_fast.data import TokenStore, load_corpus
     from ance_fast.data.token_build import Tokenised
     from ance_fast.models import Encoder
@@ -55,12 +59,10 @@ def tokenize(
                 "max_length": store.max_length,
                 "tokenised": {"passages": done.rows, "tokens": done.tokens},
                 "seconds": seconds,
-                "passages_per_second": done.rows / seconds,
-                "tokens_per_second": done.tokens / seconds,
+                "passages_per_second": done.rows / seconds if done.rows else None,
+                "tokens_per_second": done.tokens / seconds if done.rows else None,
             }
         )
     else:
-        print(
-            f"{output}: {len(store):,} passages, {store.num_tokens:,} tokens (cut at {store.max_length}); "
-            f"{done.rows:,} passages tokenised in {seconds:.1f} s"
-        )
+        new = f"{done.rows:,} passages tokenised in {seconds:.1f} s" if done.rows else "nothing new to tokenise"
+        print(f"{output}: {len(store):,} passages, {store.num_tokens:,} tokens (cut at {store.max_length}); {new}")

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_model
 from ance_fast.cli.output import print_json, print_table, program
 
 
@@ -55,6 +56,8 @@ def train(
 
     Example: ance-fast train beir:scifact -m intfloat/e5-small-v2 -o run --max-steps 500 --refresh-every 100
     """
+    refuse_missing_data(data)
+    refuse_missing_model(model)
     from ance_fast.data import load_dataset, write_run
     from ance_fast.models import Encoder
     from ance_fast.training import AnceConfig, AnceTrainer

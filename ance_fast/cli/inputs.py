@@ -1,0 +1,38 @@
+"""Inputs that are not there are refused at once: what would open them takes seconds to import."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ance_fast.artifacts import recover
+from ance_fast.errors import ArtifactError
+
+
+def refuse_missing_data(*specs: str | None) -> None:
+    """Raise `DataError` for data whose form is not known or whose files are not there. None: not given."""
+    from ance_fast.data.sources import refuse_missing
+
+    for spec in specs:
+        if spec is not None:
+            refuse_missing(spec)
+
+
+def refuse_missing_model(name: str | None) -> None:
+    """Raise `ArtifactError` for what can only be a path and is no folder; a name may be one of the hub's."""
+    if name is None:
+        return
+    path = Path(name).expanduser()
+    # A model of the hub is NAME or OWNER/NAME.
+    if not path.is_dir() and (path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise ArtifactError(f"{name}: no such folder (a checkpoint is a folder or a Hugging Face model id)")
+
+
+def refuse_missing_folder(*folders: str | Path | None) -> None:
+    """Raise `ArtifactError` for a folder that is not there. None: not given."""
+    for folder in folders:
+        if folder is None:
+            continue
+        # One that a killed replacement moved away is there for whoever opens it.
+        recover(Path(folder))
+        if not Path(folder).is_dir():
+            raise ArtifactError(f"{folder}: no such folder")
