@@ -3,13 +3,13 @@
     python -m benchmarks.encode [--data DIR --max-length N] [--device cpu] [--passages 200] [--rounds 5] [--out DIR]
 
 All get the same texts and weights, and equality of the outputs is asserted before anything is timed. A round times
-every contestant once, in an order that alternates, and between them the products of the model's own layers (1,024
-tokens through query+key+value, output, up and down projection by torch.mm): the ceiling. Useful FLOPs are those of real
-tokens: 2 x weights of the products x tokens, and 4 L^2 d a layer for the attention of a sequence of L tokens. The share
-of the ceiling is useful FLOPs a second / ceiling, both at their best over the rounds, and as the median within rounds;
-ratios are theirs / ours within a round, so that what the machine does meanwhile touches both. "tokens" contestants
-start from token ids, the others from text. CPU seconds are this process's own. On CUDA, seconds are wall time around a
-synchronised call.
+every contestant once, in an order that alternates, and between them the ceiling: the products of the model's own layers
+(1,024 tokens through query+key+value, output, up and down projection by torch.mm), one after the other for half a
+second. Useful FLOPs are those of real tokens: 2 x weights of the products x tokens, and 4 L^2 d a layer for the
+attention of a sequence of L tokens. The share of the ceiling is useful FLOPs a second / ceiling, both at their best of
+the rounds and as the median within rounds; ratios are theirs / ours within a round, so that what the machine does
+meanwhile touches both. "tokens" contestants start from token ids, the others from text. CPU seconds are this process's
+own. On CUDA, seconds are wall time around a synchronised call.
 """
 
 from __future__ import annotations
@@ -323,7 +323,7 @@ def padded_in_order(
 
 
 class Ceiling:
-    """The products of one layer of the model on CEILING_TOKENS tokens, GFLOP/s at their best of a few calls."""
+    """The products of one layer of the model on CEILING_TOKENS tokens, GFLOP/s."""
 
     def __init__(self, encoder: Encoder) -> None:
         config, like = encoder.backbone.model.config, next(encoder.backbone.model.parameters())
@@ -338,14 +338,18 @@ class Ceiling:
         ]
         self.device = like.device.type
 
-    def __call__(self, repeats: int = 5) -> float:
-        flops = seconds = 0.0
+    def __call__(self, seconds: float = 0.5) -> float:
+        """All four in turn for `seconds`: a clock that is high for a millisecond is no ceiling for a run."""
+        flops = spent = 0.0
         with torch.no_grad():
-            for x, w, out in self.products:
-                call = functools.partial(torch.mm, x, w.t(), out=out)
-                seconds += min(timed(call, self.device) for _ in range(repeats))
-                flops += 2 * x.shape[0] * x.shape[1] * w.shape[0]
-        return flops / seconds / 1e9
+            while spent < seconds:
+                spent += timed(self._layer, self.device)
+                flops += sum(2 * x.shape[0] * x.shape[1] * w.shape[0] for x, w, _ in self.products)
+        return flops / spent / 1e9
+
+    def _layer(self) -> None:
+        for x, w, out in self.products:
+            torch.mm(x, w.t(), out=out)
 
 
 def useful_flops(encoder: Encoder, lengths: np.ndarray) -> float:
