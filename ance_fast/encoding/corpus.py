@@ -131,7 +131,7 @@ def _run(
         try:
             encode_spans(
                 encoder, store, writer.spans(), sinks,
-                batch_tokens=budget, times=times, on_batch=on_batch, workers=workers,
+                batch_tokens=budget, times=times, on_batch=on_batch, stopped=stopped, workers=workers,
             )  # fmt: skip
         finally:
             writer.abort()

@@ -17,7 +17,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -123,7 +123,7 @@ def encode_spans(
             threads = 1 if encoder.backbone.has_own_threads else threads
         times.lanes |= {"forward": threads, "pool": threads}
         team = stack.enter_context(Workers(threads))
-        ring = stack.enter_context(_ring(run, sinks, rows)) if sinks else None
+        ring = stack.enter_context(_ring(run, sinks, rows, stopped)) if sinks else None
         batches = stack.enter_context(_packed_ahead(run, spans, rows, stopped))
         for window, group in _by_window(batches):
             with ring.fill() if ring is not None else nullcontext() as slot:
@@ -221,15 +221,20 @@ def _fits(run: _Run, place: Tensor, batch: PackedBatch) -> bool:
 
 
 @contextmanager
-def _ring(run: _Run, sinks: Sequence[Sink], rows: int) -> Iterator[EmbeddingRing]:
+def _ring(run: _Run, sinks: Sequence[Sink], rows: int, stopped: threading.Event) -> Iterator[EmbeddingRing]:
     """A ring that the sinks drain, each in a thread; leaving it waits until they have seen everything."""
 
     def consume(number: int, sink: Sink) -> None:
-        with ring.drain(number) as slots:
-            for slot in slots:
-                _refuse_poisoned(slot.tensor, slot.tag, run.store)
-                with run.times.host(sink.stage):
-                    sink.write(slot.tag, slot.array)
+        try:
+            with ring.drain(number) as slots:
+                for slot in slots:
+                    _refuse_poisoned(slot.tensor, slot.tag, run.store)
+                    with run.times.host(sink.stage):
+                        sink.write(slot.tag, slot.array)
+        except BaseException:
+            # The next span may be one that waits for others: it has to hear of this before it is there.
+            stopped.set()
+            raise
 
     ring = EmbeddingRing(
         slots=SLOTS,
@@ -240,14 +245,25 @@ def _ring(run: _Run, sinks: Sequence[Sink], rows: int) -> Iterator[EmbeddingRing
     )
     try:
         with ThreadPoolExecutor(len(sinks), thread_name_prefix="sink") as pool:
-            with ring:
-                futures = [pool.submit(consume, number, sink) for number, sink in enumerate(sinks)]
-                yield ring
-            for future in futures:
-                future.result()
+            futures = []
+            try:
+                with ring:
+                    futures = [pool.submit(consume, number, sink) for number, sink in enumerate(sinks)]
+                    yield ring
+            except RingCancelled:
+                _raise_first(futures)
+                raise
+            _raise_first(futures)
     finally:
         if ring.copy_seconds:
             run.times.add("D2H", ring.copy_seconds)
+
+
+def _raise_first(futures: Sequence[Future[None]]) -> None:
+    """Raise what a sink failed with; that others were cancelled only follows from it."""
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    for error in sorted(errors, key=lambda error: isinstance(error, RingCancelled)):
+        raise error
 
 
 @contextmanager

@@ -18,6 +18,8 @@ import torch
 from ance_fast import EmbeddingShards, Encoder, Index, TokenStore, encode_corpus
 from ance_fast.data import load_corpus
 from ance_fast.data.packing import PackedBatch
+from ance_fast.encoding.claims import Claim
+from ance_fast.encoding.shard_job import ShardJob
 from ance_fast.encoding.sinks import MatrixSink
 from ance_fast.encoding.stages import StageTimes
 from ance_fast.errors import ArtifactError, ConfigError, DataError
@@ -270,6 +272,34 @@ def test_a_device_that_fails_ends_the_others(
     monkeypatch.setattr(PackedBackbone, "forward", inner)
     encode_corpus(encoder, store, tmp_path / "one", shard_rows=50, batch_tokens=100)
     assert digests(tmp_path / "out") == digests(tmp_path / "one")
+
+
+@pytest.mark.timeout(30)
+def test_a_sink_that_fails_while_others_encode_the_last_shard_ends_the_run(
+    encoder: Encoder, store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take, asked, waiting = ShardJob._take, 0, threading.Event()
+
+    def held_elsewhere(self: ShardJob, name: str) -> Claim | None:
+        nonlocal asked
+        if name != self.shards[-1].name:
+            return take(self, name)
+        asked += 1
+        if asked == 3:
+            waiting.set()
+        return None
+
+    class Failing:
+        stage = "add"
+
+        def write(self, start: int, block: np.ndarray) -> None:
+            if start >= 300:
+                assert waiting.wait(20)
+                raise OSError("no room")
+
+    monkeypatch.setattr(ShardJob, "_take", held_elsewhere)
+    with pytest.raises(OSError, match="no room"):
+        encode_corpus(encoder, store, tmp_path / "out", shard_rows=50, batch_tokens=400, sinks=[Failing()])
 
 
 def test_processes_that_share_a_folder_end_together(
