@@ -89,9 +89,11 @@ PackPlan TokenPacker::plan(const int64_t* rows, int64_t count, int64_t token_bud
 void TokenPacker::pack(const int64_t* rows, const int64_t* starts, int64_t batches, int64_t position_offset,
                        int64_t capacity, int64_t* ids, int64_t* positions, int32_t* cu_seqlens,
                        int64_t* longest) const {
-  int64_t total = 0;
   for (int64_t b = 0; b < batches; ++b) {
     if (starts[b] > starts[b + 1]) throw std::invalid_argument("starts falls at entry " + std::to_string(b + 1));
+  }
+  int64_t total = 0;
+  for (int64_t b = 0; b < batches; ++b) {
     int64_t tokens = 0;
     longest[b] = 0;
     for (int64_t i = starts[b]; i < starts[b + 1]; ++i) {

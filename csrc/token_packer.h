@@ -46,7 +46,7 @@ class TokenPacker {
   // Writes the rows one after the other: ids [capacity], positions [capacity] (each row from position_offset). Batch b
   // has rows starts[b] .. starts[b + 1] - 1; cu_seqlens [starts[batches] + batches] holds each batch's own offsets, from
   // 0, and longest [batches] the length of its longest row. Throws std::invalid_argument where capacity is not the rows'
-  // total length or starts do not rise from 0.
+  // total length or starts fall. starts[0] is 0.
   void pack(const int64_t* rows, const int64_t* starts, int64_t batches, int64_t position_offset, int64_t capacity,
             int64_t* ids, int64_t* positions, int32_t* cu_seqlens, int64_t* longest) const;
 

@@ -18,13 +18,11 @@ def refuse_missing_data(*specs: str | None) -> None:
 
 
 def refuse_missing_model(name: str | None) -> None:
-    """Raise `ArtifactError` for what can only be a path and is no folder; a name may be one of the hub's."""
-    if name is None:
-        return
-    path = Path(name).expanduser()
-    # A model of the hub is NAME or OWNER/NAME.
-    if not path.is_dir() and (path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise ArtifactError(f"{name}: no such folder (a checkpoint is a folder or a Hugging Face model id)")
+    """Raise `ArtifactError` for what can only be a path and is no folder. None: not given."""
+    from ance_fast.models.layouts import refuse_missing_checkpoint
+
+    if name is not None:
+        refuse_missing_checkpoint(name)
 
 
 def refuse_missing_folder(*folders: str | Path | None) -> None:
@@ -35,4 +33,4 @@ def refuse_missing_folder(*folders: str | Path | None) -> None:
         # One that a killed replacement moved away is there for whoever opens it.
         recover(Path(folder))
         if not Path(folder).is_dir():
-            raise ArtifactError(f"{folder}: no such folder")
+            raise ArtifactError(f"{folder}: {'not a folder' if Path(folder).exists() else 'no such folder'}")

@@ -5,13 +5,14 @@ A new format is one reader and one entry in `FORMS`.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from ance_fast.artifacts import MANIFEST, read_manifest
+from ance_fast.artifacts import MANIFEST
 from ance_fast.data.beir import read_beir
 from ance_fast.data.dataset import Corpus, Dataset
 from ance_fast.data.hf_datasets import read_datasets
@@ -125,7 +126,14 @@ def refuse_missing(spec: str | Path) -> None:
 
 
 def _is_store(spec: str | Path) -> bool:
-    return (Path(spec) / MANIFEST).is_file() and read_manifest(Path(spec)).get("kind") == STORE
+    try:
+        manifest = json.loads((Path(spec) / MANIFEST).read_text(encoding="utf-8"))
+    except OSError:
+        return False
+    except ValueError:
+        return True  # whoever opens it says what is damaged
+    # Other tools leave a manifest.json beside their data too.
+    return isinstance(manifest, dict) and manifest.get("kind") == STORE
 
 
 def _resolve(spec: str | Path) -> tuple[str, str, Options]:

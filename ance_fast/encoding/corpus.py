@@ -150,12 +150,12 @@ def _run(
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:  # a device that failed, or Ctrl-C, ends the others
+            failed = [future for future in futures if future.done()]
             for stopped in stops:
                 stopped.set()
-        failed = [future for future in futures if future.done() and future.exception()]
         for future in [*failed, *futures]:
             future.result()
-    each = {"pack": 1, "H2D": 1, "write": 1, **{stage: times.lanes.get(stage, 1) for stage in ("forward", "pool")}}
+    each = {stage: times.lanes.get(stage, 1) for stage in ("pack", "H2D", "forward", "pool", "D2H", "write")}
     times.lanes |= {stage: len(encoders) * threads for stage, threads in each.items()}
 
 

@@ -59,11 +59,12 @@ class IndexSink:
         if start != len(self._index._backend):
             raise ConfigError(f"rows {start}.. after {len(self._index._backend)} rows; an index takes them in order")
         backend = self._index._backend
-        rows = normalized(block) if self._index.metric == "cosine" else block
-        if isinstance(backend, FaissBackend) and backend.on_gpu:
+        if self._index.metric == "cosine":
+            block = normalized(block)
+        elif isinstance(backend, FaissBackend) and backend.on_gpu:
             # FAISS only queues its copies from page-locked memory, a slot of the ring for example, and returns.
-            rows = rows.copy()
-        backend.add(rows)
+            block = block.copy()
+        backend.add(block)
 
     def finish(self) -> Index:
         """The index, once every row was added. Raises `ConfigError` if rows are missing."""

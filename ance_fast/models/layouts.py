@@ -51,15 +51,22 @@ class CheckpointLayout:
     lower_case: bool = False
 
 
+def refuse_missing_checkpoint(name: str) -> None:
+    """Raise `ArtifactError` for what can only be a path and is no folder; a name may be one of the hub's."""
+    path = Path(name).expanduser()
+    # A model of the hub is NAME or OWNER/NAME.
+    if not path.is_dir() and (path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise ArtifactError(f"{name}: no such folder (a checkpoint is a folder or a Hugging Face model id)")
+
+
 def resolve_checkpoint(name_or_path: str) -> Path:
     """Return the local folder of a checkpoint, fetching it from the Hugging Face hub when it is no folder.
 
     Raises `ArtifactError` when it is neither, or when the folder holds no `config.json` or `modules.json`.
     """
+    refuse_missing_checkpoint(name_or_path)
     path = Path(name_or_path).expanduser()
     if not path.is_dir():
-        if path.is_file() or str(name_or_path).startswith((".", "/", "~")):
-            raise ArtifactError(f"{name_or_path}: no such folder (a checkpoint is a folder or a Hugging Face model id)")
         path = _download(str(name_or_path))
     if not (path / "config.json").is_file() and not (path / "modules.json").is_file():
         raise ArtifactError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import threading
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ance_fast import _C
+from ance_fast.data import packing
 from ance_fast.data.packing import PackedBatch, Packer, ragged
 from ance_fast.errors import ConfigError
 
@@ -44,11 +47,17 @@ def shards_of(rows, cuts, value_dtype, offset_dtype):
     budget=st.integers(1, 40),
     window=st.sampled_from([0, 1, 4, 65536]),
     most=st.integers(1, 6),
+    group=st.sampled_from([1, 7, 30, 16384]),
     data=st.data(),
 )
 def test_every_requested_row_comes_once_and_the_limits_hold(
-    rows, cuts, value_dtype, offset_dtype, budget, window, most, data
+    rows, cuts, value_dtype, offset_dtype, budget, window, most, group, data
 ):
+    with mock.patch.object(packing, "GROUP_TOKENS", group):
+        check_batches(rows, cuts, value_dtype, offset_dtype, budget, window, most, data)
+
+
+def check_batches(rows, cuts, value_dtype, offset_dtype, budget, window, most, data):
     packer = Packer(shards_of(rows, cuts, value_dtype, offset_dtype), position_offset=2)
     assert len(packer) == len(rows)
     request = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=40)) if rows else []
@@ -195,3 +204,17 @@ def test_wrong_settings_and_requests_are_refused():
         Packer([ragged([[1]])]).pack(np.array([0.0]))
     with pytest.raises(ConfigError, match="1-D list of integers"):
         Packer([ragged([[1]])]).pack(np.array([[0]]))
+
+
+@pytest.mark.parametrize("starts", [[0, 5, 2], [0, 2, 1, 2], [1, 2], [0, 1], []])
+def test_batches_outside_the_rows_are_refused_before_anything_is_read(starts):
+    packer = _C.TokenPacker([ragged([[1, 2], [3]])])
+    room = np.zeros(3, np.int64)
+    with pytest.raises(ValueError, match="starts"):
+        packer.pack(
+            np.arange(2),
+            np.array(starts, np.int64),
+            ids=room,
+            positions=room.copy(),
+            cu_seqlens=np.zeros(2 + max(len(starts) - 1, 0), np.int32),
+        )

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ance_fast.data.records import Document
-from ance_fast.data.sources import load_corpus, load_dataset
+from ance_fast.data.sources import load_corpus, load_dataset, open_passages, refuse_missing
 from ance_fast.errors import DataError
 
 
@@ -83,6 +83,14 @@ def test_folders_of_parquet_and_jsonl_files_are_recognised(tmp_path: Path) -> No
     assert list(load_corpus(tmp_path / "j")) == [Document("d", "x")]
     assert list(load_corpus(tmp_path / "p")) == [Document("1", "y")]
     assert list(load_corpus(tmp_path / "p" / "a.parquet")) == [Document("1", "y")]
+
+
+@pytest.mark.parametrize("manifest", ['{"name": "theirs", "files": []}', "[1]"])
+def test_a_manifest_of_another_tool_beside_a_corpus_is_left_alone(tmp_path: Path, manifest: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"id": "d", "contents": "x"}\n')
+    (tmp_path / "manifest.json").write_text(manifest)
+    refuse_missing(tmp_path)
+    assert list(open_passages(tmp_path)) == [Document("d", "x")]
 
 
 def test_fields_are_named_after_a_question_mark(tmp_path: Path) -> None:
