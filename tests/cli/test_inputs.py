@@ -74,8 +74,8 @@ def test_names_of_the_hub_and_folders_pass(name: str | None) -> None:
 
 
 def test_a_file_is_no_checkpoint_and_no_folder(beir: Path) -> None:
-    for refuse in (refuse_missing_model, refuse_missing_folder):
-        with pytest.raises(ArtifactError, match="no such folder"):
+    for refuse, what in ((refuse_missing_model, "no such folder"), (refuse_missing_folder, "not a folder")):
+        with pytest.raises(ArtifactError, match=what):
             refuse(str(beir / "corpus.jsonl"))
 
 
