@@ -88,7 +88,8 @@ class GradCache:
             kept = max(1, int(np.searchsorted(np.cumsum(tokens), self._kept_tokens, side="right")))
         # A chunk without tokens may reach no weight, so it cannot be what the exchange of gradients waits for.
         last = int(np.flatnonzero(tokens).max(initial=0))
-        # Kept graphs come first: an autocast around the whole batch would hand them weights cast without a gradient.
+        # Kept graphs come first: older torch hands them, under an autocast around the whole batch, weights that were
+        # cast without a gradient.
         parts = [
             self._embed_and_forget(chunk) if kept <= number <= last else self._run(chunk, ends_batch=number == last)
             for number, chunk in enumerate(chunks)
