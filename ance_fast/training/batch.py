@@ -1,4 +1,4 @@
-"""Query indices to a packed batch: positives and negatives are resolved here, inside the training step.
+"""Query indices to packed chunks: positives and negatives are resolved here, inside the training step.
 
 Data loaders carry query indices only, so nothing that depends on the current negatives is ever prefetched.
 """
@@ -19,11 +19,15 @@ from ance_fast.training.negatives import NegativeSampler, NegativeTable, choose_
 class TrainingBatch:
     """B queries, the N distinct passages they need, and who needs which.
 
+    The distinct texts lie in `chunks`, longest first. `places` int64 [B + N]: which of them each query, then each
+    passage, is.
+
     positive int64 [B] and negatives int64 [B, H] (-1: none) index the N passages; `passage_rows` int64 [N] are their
     rows in the corpus; `known` (offsets, rows) lists all positives of each query.
     """
 
-    packed: PackedBatch
+    chunks: list[PackedBatch]
+    places: np.ndarray
     num_queries: int
     passage_rows: np.ndarray
     positive: np.ndarray
@@ -32,33 +36,40 @@ class TrainingBatch:
 
 
 class BatchMaker:
-    """Builds batches from the token stores of `examples`."""
+    """Builds batches from the token stores of `examples`.
 
-    def __init__(self, examples: Examples, negatives_per_query: int, seed: int) -> None:
+    encode_tokens: tokens of a chunk at most (a longer text is a chunk of its own); None: a batch is one chunk.
+    """
+
+    def __init__(
+        self, examples: Examples, negatives_per_query: int, seed: int, *, encode_tokens: int | None = None
+    ) -> None:
         self.examples = examples
         self.seed = seed
+        self._budget = encode_tokens or int(np.iinfo(np.int64).max)
         self._draw = NegativeSampler(examples, seed=seed, count=negatives_per_query)
         shards: Sequence[Shard] = [*examples.passages.shards, *examples.queries.shards]
         self._packer = Packer(shards)
         self._first_query = len(examples.passages)
 
     def __call__(self, queries: np.ndarray, table: NegativeTable, step: int) -> TrainingBatch:
-        """The batch of these query indices at optimizer step `step`; each distinct passage appears once."""
+        """The batch of these query indices at optimizer step `step`; each distinct text appears once."""
         positive = choose_positives(self.examples, queries, seed=self.seed, step=step)
         negatives = self._draw(table, queries, step)
         passages = np.unique(np.concatenate([positive, negatives[negatives >= 0]]))
-        request = np.concatenate([queries + self._first_query, passages])
-        # Longest first, so that equal lengths lie side by side for attention; `rows` leads back to the request.
-        order = np.argsort(-self._packer.lengths(request), kind="stable")
-        packed = self._packer.pack(request[order])
-        slots = np.where(negatives >= 0, np.searchsorted(passages, negatives), -1)
+        texts, which = np.unique(np.concatenate([queries + self._first_query, passages]), return_inverse=True)
+        # Sorted by length, so that equal lengths lie side by side for attention and chunks cost nearly the same.
+        chunks = list(
+            self._packer.batches(texts, token_budget=self._budget, window=len(texts), max_sequences=len(texts))
+        )
+        place = np.empty(len(texts), dtype=np.int64)
+        place[np.concatenate([chunk.rows for chunk in chunks])] = np.arange(len(texts))
         return TrainingBatch(
-            packed=PackedBatch(
-                packed.input_ids, packed.position_ids, packed.cu_seqlens, packed.max_seqlen, order, packed.host_offsets
-            ),
+            chunks=chunks,
+            places=place[which],
             num_queries=len(queries),
             passage_rows=passages,
             positive=np.searchsorted(passages, positive),
-            negatives=slots,
+            negatives=np.where(negatives >= 0, np.searchsorted(passages, negatives), -1),
             known=self.examples.positives_of(queries),
         )

@@ -37,6 +37,9 @@ class AnceConfig:
         "none" keeps the start negatives. `first_refresh` (same form; by default one interval) ends the warm-up;
         `max_refreshes` stops refreshing after so many.
     dropout: replaces every dropout of the checkpoint; on a CPU, drawing masks costs about a fifth of a step.
+    encode_tokens: a batch is encoded in chunks of so many tokens, each distinct text once; by default in one. Graphs
+        are kept of the chunks within `kept_tokens` (by default of one chunk); the others are encoded a second time for
+        their gradients, which bounds memory whatever the batch size. The result is that of one pass.
     topk, negatives_per_query: negatives are drawn uniformly from the topk retrieved passages that are not positives.
     """
 
@@ -64,6 +67,8 @@ class AnceConfig:
     index_factory: str = "Flat"
     metrics: tuple[str, ...] = ("nDCG@10", "RR@10", "R@100")
     batch_tokens: int | None = None
+    encode_tokens: int | None = None
+    kept_tokens: int | None = None
     save_every: str | int | None = None
     save_total_limit: int = 2
     logging_steps: int = 10
@@ -92,6 +97,15 @@ class AnceConfig:
             raise ConfigError(f"scale={self.scale}: must be positive")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout={self.dropout}: must be at least 0 and below 1")
+        if self.encode_tokens is not None and self.encode_tokens < 1:
+            raise ConfigError(f"encode_tokens={self.encode_tokens}: must be at least 1")
+        if self.kept_tokens is not None and self.encode_tokens is None:
+            raise ConfigError("kept_tokens counts tokens of chunks; set encode_tokens, the tokens of one, too")
+        if self.kept_tokens is not None and self.kept_tokens < (self.encode_tokens or 0):
+            raise ConfigError(
+                f"kept_tokens={self.kept_tokens} is below encode_tokens={self.encode_tokens}: one chunk's graph is "
+                "always held; lower encode_tokens"
+            )
         if self.learning_rate <= 0:
             raise ConfigError(f"learning_rate={self.learning_rate}: must be positive")
         self.metrics = tuple(self.metrics)

@@ -15,6 +15,7 @@ Files under `output_dir`: `passages/` token store, `negatives/step-*` one table 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -35,6 +36,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 
 from ance_fast.artifacts import open_artifact, write_json
 from ance_fast.data.dataset import Dataset
+from ance_fast.data.packing import PackedBatch
 from ance_fast.errors import ArtifactError, ConfigError
 from ance_fast.evaluation import Evaluation, evaluate
 from ance_fast.index import Bm25, Index
@@ -44,6 +46,7 @@ from ance_fast.training.callbacks import ProgressCallback, tensorboard_callback
 from ance_fast.training.checkpoints import cut_log, keep_newest, newest_valid_checkpoint, publish_checkpoint
 from ance_fast.training.config import AnceConfig, steps_of
 from ance_fast.training.examples import Examples, prepare
+from ance_fast.training.grad_cache import GradCache, check_strategy
 from ance_fast.training.losses import batch_loss
 from ance_fast.training.negatives import NegativeTable, given_table, mined_table, random_table
 from ance_fast.training.refresh import HeldOut, Snapshot, hardness, mine, take_snapshot
@@ -107,7 +110,9 @@ class AnceTrainer(Trainer):
         self.table: NegativeTable | None = None
         self.best: tuple[float, int] | None = None
         self.seconds = {"train": 0.0, "refresh": 0.0}
-        self._make_batch = BatchMaker(self.examples, config.negatives_per_query, config.seed)
+        self._make_batch = BatchMaker(
+            self.examples, config.negatives_per_query, config.seed, encode_tokens=config.encode_tokens
+        )
         per_step = config.batch_size * config.gradient_accumulation_steps
         self.steps_per_epoch = max(1, math.ceil(len(self.examples) / per_step))
         self.refreshes = config.refresh_steps(self.steps_per_epoch)
@@ -119,6 +124,8 @@ class AnceTrainer(Trainer):
             callbacks=[*(callbacks or []), self._progress],
         )
         self.model_accepts_loss_kwargs = False
+        if config.encode_tokens is not None:
+            check_strategy(self.args, self.accelerator.distributed_type.value)
         self.remove_callback(PrinterCallback)
 
     # ---- the run ----
@@ -154,20 +161,36 @@ class AnceTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         self._refresh_if_due()
-        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        cache = self._grad_cache(model, self.ance.kept_tokens or self.ance.encode_tokens)
+        loss: Tensor = super().training_step(model, {**inputs, "cache": cache}, num_items_in_batch)
+        cache.backward()
         return loss
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Loss of one micro-batch of query indices; every distinct passage is encoded once."""
+        """Loss of one micro-batch of query indices; every distinct text is encoded once.
+
+        All graphs are kept unless `training_step` hands in its `cache`, which back-propagates the rest.
+        """
         assert self.table is not None
+        cache = inputs.get("cache") or self._grad_cache(model, None)
         batch = self._make_batch(inputs["query"].cpu().numpy(), self.table, self.state.global_step)
-        packed = model(batch.packed.to(self.args.device))
-        back = torch.empty(len(batch.packed), dtype=torch.int64)
-        back[torch.as_tensor(batch.packed.rows)] = torch.arange(len(batch.packed))
-        loss = batch_loss(self.ance.loss, packed[back.to(packed.device)], batch, self.scale)
+        packed = cache.embed(batch.chunks)
+        embeddings = packed[torch.as_tensor(batch.places, device=packed.device)]
+        loss = batch_loss(self.ance.loss, embeddings, batch, self.scale)
         return (loss, {"embeddings": packed}) if return_outputs else loss
+
+    def _grad_cache(self, model: nn.Module, kept_tokens: int | None) -> GradCache:
+        device = self.args.device
+
+        def encode(chunk: PackedBatch) -> Tensor:
+            # Entered for each chunk: what is encoded again is so after the stock trainer has left it.
+            with self.compute_loss_context_manager():
+                return model(chunk.to(device))
+
+        no_sync = functools.partial(self.accelerator.no_sync, model)
+        return GradCache(encode, device, kept_tokens=kept_tokens, no_sync=no_sync)
 
     # ---- refresh ----
 

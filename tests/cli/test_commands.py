@@ -144,7 +144,7 @@ def test_train_search_and_evaluate(model: Path, wiki: Path, tmp_path: Path) -> N
         run("train", wiki, "-o", tmp_path / "a", *common, "--refresh-every", 2, "--dev-split", "dev", "--json")
     )
     assert set(result["dev"]) >= {"nDCG@10", "RR@10", "R@100"}  # type: ignore[arg-type]
-    run("train", wiki, "-o", tmp_path / "b", *common, "--refresh", "none", "--start", "random")
+    run("train", wiki, "-o", tmp_path / "b", *common, "--refresh", "none", "--start", "random", "--encode-tokens", 256)
     hits = last_json(run("search", tmp_path / "a", "a river in Africa", "--json"))["hits"]
     assert len(hits) == 5  # type: ignore[arg-type]
     runs = (tmp_path / "a" / "test.trec", tmp_path / "b" / "test.trec")

@@ -23,6 +23,9 @@ from ance_fast.training.config import steps_of
         ({"refresh_every": "0"}, "refresh_every='0'"),
         ({"first_refresh": "-3"}, "first_refresh='-3'"),
         ({"dropout": 1.0}, "dropout=1.0"),
+        ({"encode_tokens": 0}, "encode_tokens=0: must be at least 1"),
+        ({"kept_tokens": 64}, "kept_tokens counts tokens of chunks; set encode_tokens"),
+        ({"encode_tokens": 64, "kept_tokens": 63}, "kept_tokens=63 is below encode_tokens=64"),
     ],
 )
 def test_settings_that_cannot_hold_are_refused(settings: dict[str, object], message: str) -> None:

@@ -22,6 +22,7 @@ from ance_fast import Encoder, Index, TokenStore, load_dataset
 from ance_fast.data import Qrels
 from ance_fast.errors import ArtifactError, ConfigError, DataError
 from ance_fast.training import AnceConfig, AnceTrainer, NegativeTable
+from ance_fast.training.negatives import random_table
 
 SETTINGS: dict[str, Any] = {
     "max_steps": 12,
@@ -122,7 +123,7 @@ def test_a_batch_holds_each_passage_once_and_never_a_positive_as_negative(finish
     queries = np.arange(40)
     batch = finished._make_batch(queries, finished.table, 11)
     assert len(np.unique(batch.passage_rows)) == len(batch.passage_rows)
-    assert len(batch.packed) == 40 + len(batch.passage_rows)
+    assert sum(len(chunk) for chunk in batch.chunks) == 40 + len(batch.passage_rows)
     for i, query in enumerate(queries):
         positives = set(finished.examples.positives_of(np.array([query]))[1].tolist())
         assert batch.passage_rows[batch.positive[i]] in positives
@@ -152,6 +153,79 @@ def test_the_batch_loss_equals_one_computed_text_by_text(finished: AnceTrainer) 
     assert loss == pytest.approx(expected, rel=1e-4)
 
 
+def gradients_of(trainer: AnceTrainer, scaler: Any = None) -> tuple[float, dict[str, Any], int]:
+    """Loss and gradients of one of two accumulated batches, and how often the encoder ran."""
+    import torch
+
+    trainer.table = trainer.table or random_table(trainer.examples)
+    trainer.current_gradient_accumulation_steps = 2
+    trainer.accelerator.scaler = scaler
+    trainer.encoder.zero_grad()
+    torch.manual_seed(7)
+    runs = []
+    hook = trainer.encoder.register_forward_hook(lambda *_: runs.append(1))
+    loss = trainer.training_step(trainer.encoder, {"query": torch.arange(12)})
+    hook.remove()
+    return loss.item(), {name: p.grad for name, p in trainer.encoder.named_parameters() if p.requires_grad}, len(runs)
+
+
+@pytest.mark.parametrize("loss", ["pairwise", "contrastive"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_batch_in_chunks_has_the_loss_and_gradient_of_a_whole_one(
+    tiny_bert: Path, wiki: Path, tmp_path: Path, loss: str, dropout: float
+) -> None:
+    """With dropout on, of the same chunks with all graphs kept: another chunking draws other masks."""
+    import torch
+
+    settings: dict[str, Any] = {"refresh": "none", "start": "random", "loss": loss, "dropout": dropout}
+    trainer = make_trainer(tiny_bert, wiki, tmp_path / "a", **settings, encode_tokens=128)
+    whole = {"encode_tokens": 128, "kept_tokens": 10**6} if dropout else {}
+    wanted_loss, wanted, wanted_runs = gradients_of(make_trainer(tiny_bert, wiki, tmp_path / "b", **settings, **whole))
+    found_loss, found, runs = gradients_of(trainer)
+    chunks = len(trainer._make_batch(np.arange(12), trainer.table, 0).chunks)  # type: ignore[arg-type]
+    assert (wanted_runs, runs) == (chunks if dropout else 1, 2 * chunks - 1)
+    assert chunks > 3
+    assert found_loss == pytest.approx(wanted_loss, rel=1e-5)
+    largest = max(gradient.abs().max() for gradient in wanted.values())
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5 * float(largest))
+    scaled = gradients_of(trainer, torch.amp.GradScaler("cpu", init_scale=256.0))[1]
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(scaled[name], 256 * gradient, rtol=1e-4, atol=256e-5 * float(largest))
+
+
+def test_mixed_precision_trains_in_chunks_as_with_all_graphs_kept(tiny_bert: Path, wiki: Path, tmp_path: Path) -> None:
+    logs = []
+    for name, kept in (("all", 10**6), ("some", 96)):
+        settings: dict[str, Any] = {"max_steps": 2, "logging_steps": 1, "gradient_accumulation_steps": 2}
+        trainer = make_trainer(
+            tiny_bert,
+            wiki,
+            tmp_path / name,
+            **settings,
+            refresh="none",
+            start="random",
+            dropout=0.1,
+            encode_tokens=96,
+            kept_tokens=kept,
+            trainer_arguments={"bf16": True},
+        )
+        trainer.train()
+        logs.append([entry for entry in log_of(trainer) if "grad_norm" in entry])
+    (first, second), (first_again, second_again) = logs
+    assert first_again["loss"] == first["loss"]
+    assert first_again["grad_norm"] == pytest.approx(first["grad_norm"], rel=0.02)
+    assert second_again["loss"] == pytest.approx(second["loss"], rel=0.02)
+
+
+def test_an_epoch_is_every_query_once_in_a_shuffled_order(finished: AnceTrainer) -> None:
+    """Queries that lie side by side in the data, often about one document, do not share a batch."""
+    batches = [batch["query"].numpy() for batch in finished.get_train_dataloader()]
+    order = np.concatenate(batches)
+    assert sorted(order.tolist()) == list(range(len(finished.examples)))
+    assert np.mean(np.diff(order) == 1) < 0.1
+
+
 KILLED_RUN = """
 import sys
 from pathlib import Path
@@ -167,11 +241,12 @@ RESUME: dict[str, Any] = {
     "first_refresh": 6,
     "refresh_every": 5,
     "save_every": 4,
+    "encode_tokens": 96,
 }
 
 
 def test_a_killed_run_resumes_to_the_very_same_weights(tiny_bert: Path, wiki: Path, tmp_path: Path) -> None:
-    """SIGKILL after the first refresh; dropout on, accumulation 2.
+    """SIGKILL after the first refresh; dropout on, accumulation 2, chunks encoded twice.
 
     One run is killed past the checkpoint at the end of its first epoch, another within the second.
     """

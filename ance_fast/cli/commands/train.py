@@ -23,6 +23,12 @@ def train(
     max_steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 1000,
     batch_size: Annotated[int, typer.Option(help="Queries of a forward and backward pass.")] = 32,
     gradient_accumulation: Annotated[int, typer.Option(help="Passes of an optimizer step.")] = 1,
+    encode_tokens: Annotated[
+        int | None, typer.Option(help="Encode a batch in chunks of so many tokens; bounds memory [at once].")
+    ] = None,
+    kept_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of chunks that are not encoded a second time for gradients [a chunk's].")
+    ] = None,
     learning_rate: Annotated[float, typer.Option("--learning-rate", "--lr")] = 2e-5,
     warmup_fraction: Annotated[float, typer.Option(help="Share of the steps that the learning rate rises.")] = 0.1,
     weight_decay: Annotated[float, typer.Option()] = 0.01,
@@ -67,6 +73,8 @@ def train(
         max_steps=max_steps,
         batch_size=batch_size,
         gradient_accumulation_steps=gradient_accumulation,
+        encode_tokens=encode_tokens,
+        kept_tokens=kept_tokens,
         learning_rate=learning_rate,
         warmup_fraction=warmup_fraction,
         weight_decay=weight_decay,
