@@ -83,6 +83,8 @@ class RefreshNegatives(TrainerCallback):
             )
         window = range_min + 10 * num_negatives if range_max is None else range_max
         self._limits = Limits(window, range_min, max_score, min_score, absolute_margin, relative_margin)
+        self._limits.refuse_too_few(num_negatives)
+        self._limits.refuse_unknown_sampling(sampling_strategy)
         self._every, self._count, self._seed = every, num_negatives, seed
         self._sampling = sampling_strategy
         self._encoding = encoding or Encoding()

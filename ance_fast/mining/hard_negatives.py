@@ -116,6 +116,7 @@ def mine_hard_negatives(
         range_max = range_min + num_negatives * (10 if may_lose else 1) + pairs.most
     limits = Limits(range_max, range_min, max_score, min_score, absolute_margin, relative_margin)
     limits.refuse_too_few(num_negatives)
+    limits.refuse_unknown_sampling(sampling_strategy)
     encoding = Encoding(
         metric=metric,
         query_prompt=query_prompt,

@@ -8,6 +8,8 @@ import numpy as np
 
 from ance_fast.errors import ConfigError
 
+SAMPLING = ("top", "random")
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -49,6 +51,12 @@ class Limits:
                 f"{count} negatives a query asked for, but only {room} candidates are left after range_min="
                 f"{self.range_min} of range_max={self.range_max}; ask for fewer, or raise range_max"
             )
+
+    @staticmethod
+    def refuse_unknown_sampling(sampling: str) -> None:
+        """Raise `ConfigError` for a way to choose negatives that there is not."""
+        if sampling not in SAMPLING:
+            raise ConfigError(f"sampling {sampling!r}: choose {' or '.join(SAMPLING)}")
 
     def passing(self, scores: np.ndarray, lowest: np.ndarray, removed: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
         """The candidates that pass, best first: their columns int64 and scores float32, both [n, <= window].

@@ -15,7 +15,6 @@ from ance_fast.mining.limits import Limits
 Csr = tuple[np.ndarray, np.ndarray]
 Rescore = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-SAMPLING = ("top", "random")
 BLOCK_QUERIES = 1024
 
 
@@ -68,8 +67,7 @@ def mine_rows(
 
     Raises `ConfigError`: settings that cannot be met, and whatever the index refuses.
     """
-    if sampling not in SAMPLING:
-        raise ConfigError(f"sampling {sampling!r}: choose {' or '.join(SAMPLING)}")
+    limits.refuse_unknown_sampling(sampling)
     limits.refuse_too_few(count)
     offsets, own = positives
     owner = np.repeat(np.arange(len(queries)), np.diff(offsets))
