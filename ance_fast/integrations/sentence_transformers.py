@@ -75,7 +75,7 @@ class RefreshNegatives(TrainerCallback):
         if len(pairs.column_names) < 2:
             raise ConfigError(f"the dataset has the columns {pairs.column_names}; it needs anchors and positives")
         self._anchor, self._positive = pairs.column_names[:2]
-        self._pairs = read_pairs(list(pairs[self._anchor]), list(pairs[self._positive]), corpus)
+        self._pairs = read_pairs(pairs[self._anchor], pairs[self._positive], corpus)
         self._fewest = len(self._pairs.corpus) - int(np.diff(self._pairs.offsets).max())
         if self._fewest < num_negatives:
             raise ConfigError(

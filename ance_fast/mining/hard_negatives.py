@@ -107,7 +107,7 @@ def mine_hard_negatives(
     if num_negatives < 1:
         raise ConfigError(f"num_negatives={num_negatives}: must be at least 1")
     anchor, positive = _column_names(dataset, anchor_column_name, positive_column_name)
-    pairs = read_pairs(list(dataset[anchor]), list(dataset[positive]), corpus)
+    pairs = read_pairs(dataset[anchor], dataset[positive], corpus)
     by_score = any(limit is not None for limit in (max_score, min_score, absolute_margin, relative_margin))
     if range_max is None:
         # A lower bound on the model's own scores takes from the end of the list, which a longer list would not mend.

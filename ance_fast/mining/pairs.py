@@ -37,15 +37,16 @@ def read_pairs(anchors: Sequence[Any], positives: Sequence[Any], corpus: Sequenc
 
     Raises `ConfigError`: no pairs, another number of anchors than positives, something that is not a text.
     """
-    for name, values in (("anchor", anchors), ("positive", positives), ("corpus", corpus or ())):
+    anchors, positives, corpus = list(anchors), list(positives), [] if corpus is None else list(corpus)
+    for name, values in (("anchor", anchors), ("positive", positives), ("corpus", corpus)):
         wrong = next((row for row, value in enumerate(values) if not isinstance(value, str)), None)
         if wrong is not None:
             raise ConfigError(f"{name} {wrong} is {type(values[wrong]).__name__}, expected a text")
-    if not len(anchors):
+    if not anchors:
         raise ConfigError("the dataset is empty; give at least one pair")
     if len(anchors) != len(positives):
         raise ConfigError(f"{len(anchors)} anchors and {len(positives)} positives; give one positive an anchor")
-    rows = {text: row for row, text in enumerate(dict.fromkeys([*(corpus or ()), *positives]))}
+    rows = {text: row for row, text in enumerate(dict.fromkeys([*corpus, *positives]))}
     owned: dict[str, dict[int, None]] = {}
     counts: dict[str, int] = {}
     for anchor, positive in zip(anchors, positives, strict=True):
