@@ -145,3 +145,28 @@ def test_blocks_of_queries_do_not_change_the_draw(monkeypatch: pytest.MonkeyPatc
     whole = once()
     monkeypatch.setattr("ance_fast.mining.search.BLOCK_QUERIES", 7)
     assert once() == whole
+
+
+def test_room_for_positives_makes_the_window_of_a_search_that_finds_them_too() -> None:
+    cut = 0
+    for seed in range(150):
+        draw = np.random.default_rng(seed)
+        vectors = draw.standard_normal((14, 4)).astype(np.float32)
+        query = draw.standard_normal((1, 4)).astype(np.float32)
+        own = draw.choice(14, 4, replace=False)
+        scores = vectors @ query[0]
+        ranking = np.argsort(-scores)
+        expected = [row for row in ranking[: 3 + 5] if row not in own and scores[row] <= 0][:3]
+        cut += len(expected) < 3
+        positives = (np.array([0, 4]), own)
+        found = mine_rows(Index.build(vectors), query, positives, Limits(3, max_score=0.0), 3, room=5)
+        assert found.rows[0].tolist() == expected + [-1] * (3 - len(expected))
+    assert 20 < cut < 150
+
+
+def test_random_draws_stay_within_the_window() -> None:
+    index = Index.build(np.arange(30, dtype=np.float32)[::-1, None].copy())
+    queries, none = np.ones((40, 1), dtype=np.float32), (np.zeros(41, dtype=np.int64), np.zeros(0, dtype=np.int64))
+    found = mine_rows(index, queries, none, Limits(10, range_min=4), 3, sampling="random", room=6)
+    assert set(found.rows.ravel().tolist()) == {4, 5, 6, 7, 8, 9}
+    assert (np.diff(found.rows, axis=1) > 0).all()
