@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ance_fast.evaluation import evaluate, paired_significance
     from ance_fast.index import Bm25, Index, SearchResult
     from ance_fast.inspection import info
+    from ance_fast.mining import mine_hard_negatives
     from ance_fast.models import Encoder
 
 __version__ = "0.1.0"
@@ -40,6 +41,7 @@ _HOMES = {
     "info": "ance_fast.inspection",
     "load_corpus": "ance_fast.data",
     "load_dataset": "ance_fast.data",
+    "mine_hard_negatives": "ance_fast.mining",
     "paired_significance": "ance_fast.evaluation",
     "read_beir": "ance_fast.data",
     "read_datasets": "ance_fast.data",
@@ -63,6 +65,7 @@ __all__ = [
     "info",
     "load_corpus",
     "load_dataset",
+    "mine_hard_negatives",
     "paired_significance",
     "read_beir",
     "read_datasets",

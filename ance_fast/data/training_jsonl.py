@@ -12,18 +12,31 @@ its line number. Scores are a teacher's, one for each document, and optional, as
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ance_fast.artifacts import atomic_file
 from ance_fast.data.dataset import Corpus, Dataset, collect_queries
 from ance_fast.data.input_files import plain_name
 from ance_fast.data.qrels import Judgement, qrels_from_judgements
 from ance_fast.data.records import Document, Query
 from ance_fast.data.text_lines import read_json_lines
 from ance_fast.errors import DataError
+
+
+class TrainingRow(NamedTuple):
+    """One line to be written; the scores, if any, are one for each document."""
+
+    query: Query
+    positives: list[Document]
+    negatives: list[Document]
+    positive_scores: list[float] | None = None
+    negative_scores: list[float] | None = None
 
 
 class _Row(NamedTuple):
@@ -65,6 +78,32 @@ def read_jsonl(path: str | Path, split: str | None = "train") -> Dataset:
     corpus = Corpus(path, _distinct_documents, name)
     texts = collect_queries(path, iter(queries))
     return Dataset(name, corpus, texts, qrels, split, negatives or None, scores or None)
+
+
+def write_jsonl(path: str | Path, rows: Iterable[TrainingRow]) -> None:
+    """Write training JSONL, atomically, in the order of `rows`; a name ending in `.gz` is compressed.
+
+    Raises `DataError` for what `read_jsonl` would refuse: no positives, scores that are not finite or not one a
+    document.
+    """
+    path = Path(path)
+    with (
+        atomic_file(path) as staging,
+        open(staging, "wb") as raw,
+        gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) if path.name.endswith(".gz") else raw as file,
+    ):
+        for row in rows:
+            where = f"{path}: query {row.query.id!r}"
+            if not row.positives:
+                raise DataError(f"{where} has no positives; leave it out")
+            value: dict[str, Any] = {"id": row.query.id, "query": row.query.text}
+            for name in ("positives", "negatives"):
+                value[name] = [_object(document) for document in getattr(row, name)]
+            for name in ("positive_scores", "negative_scores"):
+                if getattr(row, name) is not None:
+                    value[name] = getattr(row, name)
+                    _scores(value, name, len(value[name.replace("_scores", "s")]), where)
+            file.write((json.dumps(value, ensure_ascii=False) + "\n").encode("utf-8"))
 
 
 def is_training_jsonl(path: str | Path) -> bool:
@@ -132,6 +171,11 @@ def _document(item: Any, where: str) -> Document:
     if not isinstance(text, str) or not isinstance(title, str):
         raise DataError(f"{where}: `text` and `title` must be strings")
     return Document(_id(item, _digest(title, text).hexdigest(), where), text, title)
+
+
+def _object(document: Document) -> dict[str, str]:
+    title = {"title": document.title} if document.title else {}
+    return {"id": document.id, **title, "text": document.text}
 
 
 def _id(value: dict[str, Any], default: str, where: str) -> str:

@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from ance_fast.data import read_beir, read_jsonl, read_run
+from ance_fast.data.ance_files import newest_ann_generation
+
 
 def run(*arguments: object, status: int = 0, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
     result = subprocess.run(
@@ -156,6 +159,66 @@ def test_train_search_and_evaluate(model: Path, wiki: Path, tmp_path: Path) -> N
     assert again["nDCG@10"] == pytest.approx(result["test"]["nDCG@10"], abs=1e-3)  # type: ignore[index]
     bm25 = last_json(run("bm25", wiki, "-o", tmp_path / "bm25.trec", "--json"))
     assert bm25["nDCG@10"] > again["nDCG@10"]  # type: ignore[operator]
+
+
+def test_mined_negatives_are_trained_on_evaluated_and_handed_over(model: Path, wiki: Path, tmp_path: Path) -> None:
+    lines, exact = tmp_path / "n.jsonl", tmp_path / "top.trec"
+    common = ("mine", wiki, "-m", model, "--json")
+    first = last_json(run(*common, "-o", lines, "--negatives", 3, "--topk", 30, "--relative-margin", 0.001))
+    assert first["negatives"] <= 3 * first["queries"]  # type: ignore[operator]
+    assert first["removed"]["relative_margin"] > 0  # type: ignore[index]
+    assert {row["stage"] for row in first["stages"]} >= {"tokenise", "forward", "search", "write"}  # type: ignore[attr-defined,union-attr]
+    mined = read_jsonl(lines).negatives or {}
+    judged = read_beir(wiki, split="train").qrels
+    assert sum(map(len, mined.values())) == first["negatives"]
+    assert all(judged[query].keys().isdisjoint(negatives) for query, negatives in mined.items())
+
+    embeddings = tmp_path / "n.jsonl.embeddings"
+    top = last_json(run(*common, "-o", exact, "--index", embeddings, "--sampling", "top", "--negatives", 4))
+    assert (top["negatives"], top["fewer"]) == (4 * top["queries"], 0)  # type: ignore[operator]
+    assert {len(negatives) for negatives in read_run(exact).values()} == {4}
+    run("index", embeddings, "-o", tmp_path / "index")
+    run(*common, "-o", tmp_path / "again.trec", "--index", tmp_path / "index", "--sampling", "top", "--negatives", 4)
+    assert {query: list(found) for query, found in read_run(tmp_path / "again.trec").items()} == {
+        query: list(found) for query, found in read_run(exact).items()
+    }
+
+    generation = tmp_path / "ance" / "ann_training_data_7"
+    told = run(*common[:-1], "-o", generation, "--index", embeddings)
+    assert "ann_ndcg_7" in told.stdout
+    assert "negatives for" in told.stdout
+    assert not (tmp_path / "ance" / "ann_ndcg_7").exists()
+    announced = last_json(run(*common, "-o", generation, "--index", embeddings, "--dev-split", "dev"))
+    number, data, report = newest_ann_generation(tmp_path / "ance")
+    assert (number, report.checkpoint, report.metrics) == (7, str(model), {"ndcg": announced["ndcg"]})
+    assert len(data.negatives) >= announced["negatives"]  # type: ignore[operator]
+
+    trained = ("-m", model, "-o", tmp_path / "run", "--start", "dataset", "--refresh", "none", "--max-steps", 2)
+    run("train", lines, *trained, "--batch-size", 4, "--max-document-length", 16)
+    assert (tmp_path / "run" / "final").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("-o", "{tmp}/negatives"), 2, "add --format jsonl, trec, ance"),
+        (("-o", "{tmp}/n.jsonl", "--format", "ance"), 2, "call it ann_training_data_0"),
+        (("-o", "{tmp}/n.jsonl", "--format", "xml"), 2, "choose jsonl, trec, ance"),
+        (("-o", "{tmp}/n.jsonl", "--dev-split", "dev"), 2, "goes with ann_training_data_N"),
+        (("-o", "{tmp}/n.trec", "--scores"), 2, "--scores is for jsonl"),
+        (("-o", "{tmp}/n.trec", "--negatives", 30, "--topk", 20), 2, "only 20 candidates"),
+        (("-o", "{tmp}/n.trec", "--index", "{tmp}/none"), 1, "none: no such folder"),
+        (("-o", "{tmp}/n.trec", "--index", "{wiki}"), 1, "holds a demo data"),
+        (("-o", "{tmp}/n.trec", "--metric", "l2"), 2, "choose ip or cosine"),
+        (("-o", "{tmp}/n.trec", "--sampling", "best"), 2, "choose top or random"),
+    ],
+)
+def test_mining_refuses_what_it_cannot_do_and_leaves_no_file(
+    model: Path, wiki: Path, tmp_path: Path, arguments: tuple[object, ...], status: int, message: str
+) -> None:
+    filled = [str(a).format(wiki=wiki, tmp=tmp_path) for a in arguments]
+    assert message in run("mine", wiki, "-m", model, *filled, status=status).stderr
+    assert not [path for path in tmp_path.iterdir() if path.is_file()]
 
 
 def test_the_demo_gives_its_table_its_report_and_an_index_that_answers(tmp_path: Path) -> None:

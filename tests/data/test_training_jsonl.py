@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ance_fast.data.records import Document
-from ance_fast.data.training_jsonl import read_jsonl
+from ance_fast.data.records import Document, Query
+from ance_fast.data.training_jsonl import TrainingRow, read_jsonl, write_jsonl
 from ance_fast.errors import DataError
 
 
@@ -141,3 +144,51 @@ def test_a_duplicate_query_id_is_refused_with_both_lines(tmp_path: Path) -> None
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the file holds no queries"):
         read_jsonl(write(tmp_path))
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
+documents = st.dictionaries(st.text("abcé ", min_size=1, max_size=3), st.tuples(texts, texts), min_size=2, max_size=6)
+
+
+@settings(deadline=None, max_examples=40)
+@given(documents, st.lists(texts, min_size=1, max_size=4), st.randoms(), st.sampled_from(["t.jsonl", "t.jsonl.gz"]))
+def test_what_is_written_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory,
+    found: dict[str, tuple[str, str]],
+    queries: list[str],
+    draw: random.Random,
+    name: str,
+) -> None:
+    corpus = [Document(identifier, text, title) for identifier, (text, title) in found.items()]
+    rows = []
+    for number, query in enumerate(queries):
+        own = draw.sample(corpus, draw.randint(1, len(corpus)))
+        cut = draw.randint(1, len(own))
+        scores = [draw.random() for _ in own]
+        rows.append(TrainingRow(Query(f"q{number}", query), own[:cut], own[cut:], scores[:cut], scores[cut:]))
+    file = tmp_path_factory.mktemp("jsonl") / name
+    write_jsonl(file, rows)
+    dataset = read_jsonl(file)
+    assert dataset.queries == {row.query.id: row.query.text for row in rows}
+    used = dict.fromkeys(document for row in rows for document in (*row.positives, *row.negatives))
+    assert list(dataset.corpus) == list(used)
+    for row in rows:
+        assert dataset.qrels[row.query.id] == {document.id: 1 for document in row.positives}
+        assert (dataset.negatives or {}).get(row.query.id, []) == [document.id for document in row.negatives]
+        assert dataset.scores is not None
+        scored = zip([*row.positives, *row.negatives], [*row.positive_scores, *row.negative_scores], strict=True)  # type: ignore[misc]
+        assert dataset.scores[row.query.id] == {document.id: score for document, score in scored}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (TrainingRow(Query("q", "x"), [], []), "query 'q' has no positives"),
+        (TrainingRow(Query("q", "x"), [Document("d", "t")], [], [float("inf")]), "not a finite number"),
+        (TrainingRow(Query("q", "x"), [Document("d", "t")], [], None, [1.0]), "each of the 0 negatives"),
+    ],
+)
+def test_what_could_not_be_read_is_not_written(tmp_path: Path, row: TrainingRow, expected: str) -> None:
+    with pytest.raises(DataError, match=expected):
+        write_jsonl(tmp_path / "t.jsonl", [TrainingRow(Query("a", "b"), [Document("d", "t")], []), row])
+    assert not list(tmp_path.iterdir())
