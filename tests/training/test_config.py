@@ -6,7 +6,7 @@ import pytest
 
 from ance_fast.errors import ConfigError
 from ance_fast.training import AnceConfig
-from ance_fast.training.config import steps_of
+from ance_fast.training.schedule import steps_of
 
 
 @pytest.mark.parametrize(

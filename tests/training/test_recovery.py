@@ -1,0 +1,63 @@
+"""A run that is killed anywhere and resumed ends as if nothing had happened: dropout on, two batches a step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_runs import carry_out, entries, timeless
+
+from ance_fast import Encoder, load_dataset
+from ance_fast.training.generations import Generation
+
+SETTINGS: dict[str, Any] = {
+    "max_steps": 32,
+    "gradient_accumulation_steps": 2,
+    "batch_size": 6,
+    "dropout": 0.1,
+    "first_refresh": 6,
+    "refresh_every": 5,
+    "save_every": 4,
+}
+ROLLING = {"refresh": "rolling", "max_staleness": 8, "rolling_hot": 6, "rerank": 30}
+# After each of them come at least two refreshes (of steps 6, 11, 16, 21, 26 and 31).
+KILLS = {
+    "whole": "",
+    "in-a-step": "step.before:11",
+    "in-the-second-epoch": "step.before:23",
+    "before-the-first-checkpoint": "step.before:3",
+    "before-a-save": "checkpoint.before:3",
+    "inside-a-save": "checkpoint.between:3",
+    "before-the-manifest-of-a-checkpoint": "manifest.before_rename:16",
+    "after-a-save": "checkpoint.after:3",
+    "before-a-generation-is-published": "generation.before:3",
+    "inside-publish": "publish.between:11",
+    "before-a-published-generation-is-used": "generation.after:3",
+    "after-the-swap": "generation.swapped:3",
+}
+
+
+@pytest.mark.parametrize("mode", ["sync", "rolling"])
+def test_a_killed_run_resumes_to_the_very_same_negatives_and_weights(
+    tiny_bert: Path, wiki: Path, tmp_path: Path, mode: str
+) -> None:
+    carry_out(tiny_bert, wiki, tmp_path, SETTINGS | (ROLLING if mode == "rolling" else {}), KILLS)
+    whole = tmp_path / "whole"
+    steps_per_epoch = -(-len(load_dataset(str(wiki), split="train").queries) // 12)
+    assert steps_per_epoch == 20, "the kills above are meant for epochs of 20 steps"
+    final = Encoder.load(str(whole / "final")).fingerprint()
+    assert final != Encoder.load(str(tiny_bert), normalize=True).fingerprint()
+    assert [entry["step"] for entry in entries(whole, "negatives.jsonl")] == [step for step in range(32) for _ in "ab"]
+    for name in KILLS:
+        folder = tmp_path / name
+        assert Encoder.load(str(folder / "final")).fingerprint() == final, name
+        assert timeless(folder) == timeless(whole), name
+        assert _generations(folder) == _generations(whole), name
+        assert not [path for path in (folder / "checkpoints").iterdir() if path.name.startswith(".")], name
+
+
+def _generations(folder: Path) -> list[tuple[int, int, str, bytes]]:
+    made = [Generation.load(path) for path in sorted((folder / "generations").glob("step-*"))]
+    assert len(made) == 7
+    return [(g.number, g.step, g.fingerprint, g.table.candidates.tobytes()) for g in made]
