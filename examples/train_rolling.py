@@ -41,9 +41,10 @@ def main() -> None:
         start="bm25",
         refresh="rolling",
         max_staleness=options.max_staleness,  # the slice follows from it
-        first_refresh=options.steps // 3,
-        refresh_every=max(1, options.steps // 6),  # how often dev queries are measured
+        first_refresh=max(1, options.steps // 3),
+        refresh_every=max(1, options.steps // 4),  # how often dev queries are measured
         topk=50,
+        save_every=max(1, options.steps // 2),
     )
     dev = af.load_dataset(str(data), split="dev")
     trainer = AnceTrainer(encoder, af.load_dataset(str(data), split="train"), config, dev=dev)

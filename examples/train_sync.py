@@ -39,9 +39,10 @@ def main() -> None:
         dropout=0.0,
         start="bm25",  # the paper's warm-up, until the first refresh
         refresh="sync",
-        first_refresh=options.steps // 3,
-        refresh_every=max(1, options.steps // 6),
+        first_refresh=max(1, options.steps // 3),
+        refresh_every=max(1, options.steps // 4),
         topk=50,
+        save_every=max(1, options.steps // 2),
     )
     dev = af.load_dataset(str(data), split="dev")
     trainer = AnceTrainer(encoder, af.load_dataset(str(data), split="train"), config, dev=dev)

@@ -15,7 +15,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 @pytest.mark.parametrize("mode", ["sync", "rolling"])
 def test_the_example_of_each_mode_trains_and_measures(mode: str, tmp_path: Path) -> None:
-    arguments = [sys.executable, EXAMPLES / f"train_{mode}.py", tmp_path, "--steps", "6", "--passages", "200"]
+    arguments = [sys.executable, EXAMPLES / f"train_{mode}.py", tmp_path, "--steps", "4", "--passages", "200"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 0, result.stderr
