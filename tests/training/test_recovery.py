@@ -20,6 +20,7 @@ SETTINGS: dict[str, Any] = {
     "first_refresh": 4,
     "refresh_every": 4,
     "save_every": 3,
+    "logging_steps": 3,
 }
 ROLLING = {"refresh": "rolling", "max_staleness": 8, "rolling_hot": 6, "rerank": 30}
 # After each of them come at least two refreshes (of steps 4, 8, 12, 16 and 20).
