@@ -52,6 +52,14 @@ CRASH_POINTS = (
     "cleanup.before",
     "cleanup.between",
     "cleanup.after",
+    # training: a step, a generation that is published and then used, a checkpoint
+    "step.before",
+    "generation.before",
+    "generation.after",
+    "generation.swapped",
+    "checkpoint.before",
+    "checkpoint.between",
+    "checkpoint.after",
 )
 
 _armed: str | None = None

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ance_fast.artifacts import atomic_file, open_artifact, publish, seal
+from ance_fast.artifacts import atomic_file, open_artifact, publish, read_manifest, seal
 from ance_fast.errors import ArtifactError
 
 logger = logging.getLogger(__name__)
@@ -17,9 +17,17 @@ logger = logging.getLogger(__name__)
 KIND = "checkpoint"
 
 
-def publish_checkpoint(staging: Path, target: Path, manifest: dict[str, Any]) -> None:
-    """Seal the files in `staging` and rename it to `target`."""
-    seal(staging, KIND, manifest)
+def publish_checkpoint(staging: Path, target: Path, manifest: dict[str, Any], previous: Path | None = None) -> None:
+    """Seal the files in `staging` and rename it to `target`.
+
+    Files under `resident/` that the checkpoint `previous` has under the same name are the same files: they are linked,
+    and not read again.
+    """
+    known = {}
+    if previous is not None:
+        files = read_manifest(previous, KIND)["files"]
+        known = {name: entry for name, entry in files.items() if name.startswith("resident/")}
+    seal(staging, KIND, manifest, known)
     publish(staging, target)
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ance_fast.errors import ConfigError
+from ance_fast.training.schedule import Schedule, parse_schedule, steps_of
 
 LOSSES = ("pairwise", "contrastive")
 SOURCES = ("random", "bm25", "index", "dataset")
-REFRESH = ("sync", "none")
+REFRESH = ("sync", "rolling", "none")
 POSITIVE = (
     "max_steps",
     "batch_size",
@@ -33,9 +33,21 @@ class AnceConfig:
     start: where negatives come from until the first refresh: "random" passages, "bm25", the untrained encoder's own
     "index",
         or the negatives that the "dataset" brings.
-    refresh: "sync" stops every `refresh_every` ("500", "500 steps" or "2 epochs"), encodes, indexes and mines anew;
-        "none" keeps the start negatives. `first_refresh` (same form; by default one interval) ends the warm-up;
-        `max_refreshes` stops refreshing after so many.
+    refresh: "sync" stops every `refresh_every` ("500", "500 steps", "2 epochs", or ranges of steps with an interval
+        each, "0-1000:500,1000-:1000"), encodes, indexes and mines anew. "rolling" encodes a slice of the corpus before
+        every step, in place, and mines each batch's queries just before the batch is made; `refresh_every` then says
+        when dev queries are measured and a generation is written. "none" keeps the start negatives. `first_refresh`
+        (steps or epochs; by default the first of the schedule) ends the warm-up; `max_refreshes` stops "sync" after so
+        many.
+    max_staleness: steps that may lie between the weights a passage was encoded with and those it is a negative for.
+        What the schedule or the slice cannot keep is refused before anything is computed; "rolling" derives its slice
+        from it.
+    rolling_slice: passages encoded before each step; by default what `max_staleness` needs, else as many as a step
+        trains on. rolling_hot: so many more, the stalest of those that were in recently mined lists.
+    rerank: "rolling" retrieves so many candidates (at least topk), encodes them with the current weights and keeps the
+        best topk of them.
+    refresh_overlap: "sync" skips a refresh while a probe of queries keeps at least this share of its ten best
+        negatives.
     dropout: replaces every dropout of the checkpoint; on a CPU, drawing masks costs about a fifth of a step.
     encode_tokens: a batch is encoded in chunks of so many tokens, each distinct text once; by default in one. Graphs
         are kept of the chunks within `kept_tokens` (by default of one chunk); the others are encoded a second time for
@@ -60,6 +72,11 @@ class AnceConfig:
     refresh_every: str | int = "1 epoch"
     first_refresh: str | int | None = None
     max_refreshes: int | None = None
+    max_staleness: int | None = None
+    rolling_slice: int | None = None
+    rolling_hot: int = 0
+    rerank: int | None = None
+    refresh_overlap: float | None = None
     topk: int = 200
     negatives_per_query: int = 1
     max_query_length: int | None = None
@@ -91,6 +108,7 @@ class AnceConfig:
             raise ConfigError(f"topk={self.topk} is below negatives_per_query={self.negatives_per_query}")
         if self.max_refreshes is not None and self.max_refreshes < 1:
             raise ConfigError(f"max_refreshes={self.max_refreshes}: must be at least 1; refresh='none' is for none")
+        self._check_refresh()
         if not 0 <= self.warmup_fraction <= 1:
             raise ConfigError(f"warmup_fraction={self.warmup_fraction}: must be between 0 and 1")
         if self.scale is not None and self.scale <= 0:
@@ -109,28 +127,52 @@ class AnceConfig:
         if self.learning_rate <= 0:
             raise ConfigError(f"learning_rate={self.learning_rate}: must be positive")
         self.metrics = tuple(self.metrics)
-        for name in ("refresh_every", "first_refresh", "save_every"):
+        self.schedule(1)
+        for name in ("first_refresh", "save_every"):
             value = getattr(self, name)
             if value is not None:
                 steps_of(value, 1, name)
+
+    def schedule(self, steps_per_epoch: int) -> Schedule:
+        """`refresh_every` in steps."""
+        return parse_schedule(self.refresh_every, steps_per_epoch, "refresh_every")
 
     def refresh_steps(self, steps_per_epoch: int) -> list[int]:
         """Optimizer steps at which a refresh happens before the step's first batch; never at or after the last step."""
         if self.refresh == "none":
             return []
-        every = steps_of(self.refresh_every, steps_per_epoch, "refresh_every")
-        first = every if self.first_refresh is None else steps_of(self.first_refresh, steps_per_epoch, "first_refresh")
-        return list(range(first, self.max_steps, every))[: self.max_refreshes]
+        first = None if self.first_refresh is None else steps_of(self.first_refresh, steps_per_epoch, "first_refresh")
+        return self.schedule(steps_per_epoch).steps(self.max_steps, first)[: self.max_refreshes]
+
+    def save_steps(self, steps_per_epoch: int) -> int:
+        """Optimizer steps between checkpoints: by default the refresh interval, or a quarter of the run without one."""
+        if self.save_every is not None:
+            return steps_of(self.save_every, steps_per_epoch, "save_every")
+        ranges = self.schedule(steps_per_epoch).ranges
+        return ranges[0][2] if self.refresh != "none" and len(ranges) == 1 else max(1, self.max_steps // 4)
 
     def settings(self) -> dict[str, Any]:
         """What decides the result of a run: everything but where it is written and how it reports."""
         reporting = {"output_dir", "logging_steps", "save_total_limit", "num_proc"}
         return {key: value for key, value in asdict(self).items() if key not in reporting}
 
-
-def steps_of(value: str | int, steps_per_epoch: int, name: str) -> int:
-    """Optimizer steps meant by "500", "500 steps" or "2 epochs" (`ConfigError` otherwise)."""
-    match = re.fullmatch(r"\s*(\d+)\s*(|steps?|epochs?)\s*", str(value))
-    if not match or int(match[1]) < 1:
-        raise ConfigError(f'{name}={value!r}: give a number of steps or epochs, such as "500" or "2 epochs"')
-    return int(match[1]) * (steps_per_epoch if match[2].startswith("epoch") else 1)
+    def _check_refresh(self) -> None:
+        """Refuse settings of one way to refresh that are given for another."""
+        belongs = {
+            "rolling_slice": ("rolling",),
+            "rolling_hot": ("rolling",),
+            "rerank": ("rolling",),
+            "refresh_overlap": ("sync",),
+            "max_refreshes": ("sync",),
+            "max_staleness": ("sync", "rolling"),
+        }
+        for name, modes in belongs.items():
+            value = getattr(self, name)
+            if value and self.refresh not in modes:
+                raise ConfigError(f"{name}={value} is for refresh={' or '.join(modes)}, not for {self.refresh!r}")
+        for name, least in (("max_staleness", 0), ("rolling_slice", 1), ("rolling_hot", 0), ("rerank", self.topk)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name}={value}: must be at least {least}{' (topk)' if name == 'rerank' else ''}")
+        if self.refresh_overlap is not None and not 0 < self.refresh_overlap <= 1:
+            raise ConfigError(f"refresh_overlap={self.refresh_overlap}: must be above 0 and at most 1")

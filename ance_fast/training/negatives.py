@@ -23,7 +23,8 @@ KIND = "negatives"
 class NegativeTable:
     """Candidates int32 [queries, K] (-1 past the end) with their scores float32, from `source`, mined at `step`.
 
-    K = 0 stands for the whole corpus: negatives are drawn from all passages.
+    K = 0 stands for the whole corpus: negatives are drawn from all passages. `versions` int32 [queries]: the step each
+    query was mined at, -1 if it was not yet; None where all were mined at `step`.
     """
 
     candidates: np.ndarray
@@ -32,6 +33,7 @@ class NegativeTable:
     generation: int
     step: int
     metrics: dict[str, float] = field(default_factory=dict)
+    versions: np.ndarray | None = None
 
     def top(self, k: int) -> NegativeTable:
         """The first `k` candidates of each query."""
@@ -49,6 +51,8 @@ class NegativeTable:
         with staged_artifact(path, KIND, manifest) as folder:
             np.save(folder / "candidates.npy", self.candidates)
             np.save(folder / "scores.npy", self.scores)
+            if self.versions is not None:
+                np.save(folder / "versions.npy", self.versions)
 
     @classmethod
     def load(cls, path: Path) -> NegativeTable:
@@ -61,6 +65,7 @@ class NegativeTable:
             manifest["generation"],
             manifest["step"],
             manifest["metrics"],
+            np.load(path / "versions.npy") if (path / "versions.npy").exists() else None,
         )
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ance_fast.data.dataset import Dataset
 from ance_fast.data.token_store import TokenStore
 from ance_fast.encoding import encode_matrix
 from ance_fast.encoding.budget import default_budget
@@ -86,22 +85,3 @@ def hardness(snapshot: Snapshot, examples: Examples, table: NegativeTable, *, sa
     if not len(margin):
         return {"harder_than_positive": 0.0, "margin": 0.0}
     return {"harder_than_positive": float((margin < 0).mean()), "margin": float(margin.mean())}
-
-
-class HeldOut:
-    """Held-out queries, tokenised once, to be measured against index after index."""
-
-    def __init__(self, dataset: Dataset, encoder: Encoder, max_query_length: int | None = None) -> None:
-        self.ids = list(dataset.queries)
-        self.qrels = dataset.qrels
-        self.queries = TokenStore.from_texts(
-            list(dataset.queries.values()),
-            encoder.tokenizer,
-            ids=self.ids,
-            max_length=max_query_length or encoder.max_query_length,
-            prompt=encoder.query_prompt,
-        )
-
-    def search(self, encoder: Encoder, index: Index, k: int = 100) -> dict[str, dict[str, float]]:
-        """The run of every query to depth `k`."""
-        return index.search(encoder.encode_tokens(self.queries).cpu().numpy(), k).to_run(self.ids)

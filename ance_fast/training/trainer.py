@@ -3,14 +3,14 @@
 What the stock trainer does (optimizer, schedule, accumulation, mixed precision, DDP, resume) stays its own. Added here:
 
 - The data set is query indices. Positives, negatives and tokens are resolved inside the training step.
-- Before the first batch of a refresh step the corpus is encoded, indexed and mined (`refresh.py`); dev queries are
-  measured on that index, and the best encoder so far is kept.
+- Before the first batch of a step a `Refresher` does what is due: all of the corpus at some steps (`sync.py`), a slice
+  of it at every step (`rolling.py`). Dev queries are measured as it goes, and the best encoder so far is kept.
 - Checkpoints are staged and renamed. `train(resume=True)` goes on from the newest whole one; everything later than it
-is
-  dropped and made again, bit for bit.
+  is dropped and made again, bit for bit.
 
-Files under `output_dir`: `passages/` token store, `negatives/step-*` one table a generation, `checkpoints/step-*`,
-`best/` and `final/` encoders, `index/` of the final encoder, `metrics.jsonl`, `tensorboard/`, `config.json`.
+Files under `output_dir`: `passages/` token store, `generations/step-*` with the negatives of each,
+`checkpoints/step-*`, `best/` and `final/` encoders, `index/` of the final encoder, `metrics.jsonl`, `negatives.jsonl`
+(which negatives each batch had), `tensorboard/`, `config.json`.
 """
 
 from __future__ import annotations
@@ -35,21 +35,26 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from ance_fast.artifacts import open_artifact, write_json
+from ance_fast.crash_points import crash_point
 from ance_fast.data.dataset import Dataset
 from ance_fast.data.packing import PackedBatch
 from ance_fast.errors import ArtifactError, ConfigError
 from ance_fast.evaluation import Evaluation, evaluate
-from ance_fast.index import Bm25, Index
+from ance_fast.index import Index
 from ance_fast.models.encoder import Encoder
-from ance_fast.training.batch import BatchMaker
+from ance_fast.training.batch import BatchMaker, TrainingBatch
 from ance_fast.training.callbacks import ProgressCallback, tensorboard_callback
 from ance_fast.training.checkpoints import cut_log, keep_newest, newest_valid_checkpoint, publish_checkpoint
-from ance_fast.training.config import AnceConfig, steps_of
+from ance_fast.training.config import AnceConfig
+from ance_fast.training.dev import DevMeasure, HeldOut
 from ance_fast.training.examples import Examples, prepare
 from ance_fast.training.grad_cache import GradCache, check_strategy
 from ance_fast.training.losses import batch_loss
-from ance_fast.training.negatives import NegativeTable, given_table, mined_table, random_table
-from ance_fast.training.refresh import HeldOut, Snapshot, hardness, mine, take_snapshot
+from ance_fast.training.modes import MODES
+from ance_fast.training.negative_log import NegativeLog
+from ance_fast.training.negatives import NegativeTable
+from ance_fast.training.refresh import take_snapshot
+from ance_fast.training.refresher import RunParts
 
 logger = logging.getLogger(__name__)
 
@@ -105,17 +110,15 @@ class AnceTrainer(Trainer):
             replace=not self._has_checkpoints(),
         )
         self.held_out = HeldOut(dev, encoder) if dev is not None and dev.queries else None
+        self.dev = DevMeasure(self.held_out, config.metrics, self.folder)
         self.scale = config.scale if config.scale is not None else (20.0 if encoder.layout.normalize else 1.0)
         self._progress = ProgressCallback()
-        self.table: NegativeTable | None = None
-        self.best: tuple[float, int] | None = None
         self.seconds = {"train": 0.0, "refresh": 0.0}
         self._make_batch = BatchMaker(
             self.examples, config.negatives_per_query, config.seed, encode_tokens=config.encode_tokens
         )
         per_step = config.batch_size * config.gradient_accumulation_steps
         self.steps_per_epoch = max(1, math.ceil(len(self.examples) / per_step))
-        self.refreshes = config.refresh_steps(self.steps_per_epoch)
         super().__init__(
             model=encoder,
             args=self._arguments(),
@@ -127,6 +130,21 @@ class AnceTrainer(Trainer):
         if config.encode_tokens is not None:
             check_strategy(self.args, self.accelerator.distributed_type.value)
         self.remove_callback(PrinterCallback)
+        rank = self.args.process_index
+        self.dev.writes = rank == 0
+        self.negative_log = NegativeLog(self.folder / "negatives.jsonl", writes=rank == 0)
+        steps = config.refresh_steps(self.steps_per_epoch)
+        parts = RunParts(
+            config, encoder, self.examples, self.dev, self.folder, steps, rank=rank, world_size=self.args.world_size
+        )
+        self.refresher = MODES[config.refresh](parts)
+        self._asked_before: int | None = None
+        self._checkpoint: Path | None = None
+
+    @property
+    def table(self) -> NegativeTable | None:
+        """The negatives in use; None before the first step."""
+        return self.refresher.generation.table if self.refresher.generation is not None else None
 
     # ---- the run ----
 
@@ -134,7 +152,8 @@ class AnceTrainer(Trainer):
         """Train to `max_steps`, then encode the corpus once more; returns the final dev metrics (empty without dev).
 
         `resume=True` continues the run in `output_dir` (`ArtifactError` if there is nothing to continue,
-        `ConfigError` if it was made with other settings). Without it a folder that holds checkpoints is refused.
+        `ConfigError` if it was made with other settings); one that was killed before its first checkpoint begins anew.
+        Without it a folder that holds checkpoints is refused.
         """
         checkpoint = self._resume_point() if resume else None
         if checkpoint is None:
@@ -156,6 +175,7 @@ class AnceTrainer(Trainer):
             raise
         finally:
             self._progress.close()
+            self.seconds["refresh"] = self.refresher.seconds
         self.seconds["train"] = time.monotonic() - started - self.seconds["refresh"]
         return self._finish()
 
@@ -173,9 +193,8 @@ class AnceTrainer(Trainer):
 
         All graphs are kept unless `training_step` hands in its `cache`, which back-propagates the rest.
         """
-        assert self.table is not None
         cache = inputs.get("cache") or self._grad_cache(model, None)
-        batch = self._make_batch(inputs["query"].cpu().numpy(), self.table, self.state.global_step)
+        batch = self._next_batch(inputs["query"].cpu().numpy())
         packed = cache.embed(batch.chunks)
         embeddings = packed[torch.as_tensor(batch.places, device=packed.device)]
         loss = batch_loss(self.ance.loss, embeddings, batch, self.scale)
@@ -192,79 +211,39 @@ class AnceTrainer(Trainer):
         no_sync = functools.partial(self.accelerator.no_sync, model)
         return GradCache(encode, device, kept_tokens=kept_tokens, no_sync=no_sync)
 
-    # ---- refresh ----
+    # ---- negatives ----
 
     def _refresh_if_due(self) -> None:
+        """Ask the refresher once before each optimizer step, whatever the number of batches it has."""
         step = self.state.global_step
-        due = [refresh for refresh in self.refreshes if refresh <= step]
-        if self.table is None:
-            self.table = self._start_table()
-            self._publish(self.table)
-        if due and self.table.step < due[-1]:
-            started = time.monotonic()
-            previous = self.table
-            snapshot = self._snapshot()
-            table = mine(snapshot, self.examples, topk=self.ance.topk, generation=previous.generation + 1, step=step)
-            report = {f"stale_{name}": value for name, value in hardness(snapshot, self.examples, previous).items()}
-            report |= hardness(snapshot, self.examples, table)
-            report |= self._measure(snapshot.index, step)
-            self.table = replace(table, metrics=report)
-            self._publish(self.table)
-            self.seconds["refresh"] += time.monotonic() - started
-            self.log({"generation": float(table.generation), **report})
+        if step == self._asked_before:
+            return
+        crash_point("step.before")
+        self._asked_before = step
+        report = self.refresher.before_step(step)
+        if report is not None:
+            self.log(report)
 
-    def _start_table(self) -> NegativeTable:
-        if self.ance.start == "random":
-            return random_table(self.examples)
-        if self.ance.start == "dataset":
-            if self.examples.given is None:
-                raise ConfigError("start='dataset': the data set brings no negatives; choose random, bm25 or index")
-            return given_table(self.examples)
-        if self.ance.start == "index":
-            return mine(self._snapshot(), self.examples, topk=self.ance.topk, generation=0, step=0)
-        passages = self.examples.passages
-        texts = (passages.document(row).full_text for row in range(len(passages)))
-        most = int(np.diff(self.examples.positive_offsets).max())
-        found = Bm25.build(texts, passages.ids).search(self.examples.texts, min(self.ance.topk + most, len(passages)))
-        return mined_table(self.examples, found.positions, found.scores, "bm25", 0, 0).top(self.ance.topk)
-
-    def _snapshot(self, queries: bool = True) -> Snapshot:
-        return take_snapshot(
-            self.encoder,
-            self.examples,
-            factory=self.ance.index_factory,
-            batch_tokens=self.ance.batch_tokens,
-            queries=queries,
-        )
-
-    def _measure(self, index: Index, step: int) -> dict[str, float]:
-        """Dev metrics of the current weights; saves the encoder when it is the best so far."""
-        if self.held_out is None:
-            return {}
-        evaluation = evaluate(self.held_out.search(self.encoder, index), self.held_out.qrels, metrics=self.ance.metrics)
-        value = evaluation[self.ance.metrics[0]]
-        if self.is_world_process_zero() and (self.best is None or value > self.best[0]):
-            self.best = (value, step)
-            self.encoder.save(self.folder / "best")
-            write_json(self.folder / "best.json", {"metric": self.ance.metrics[0], "value": value, "step": step})
-        return {f"eval_{name}": value for name, value in evaluation.items()}
-
-    def _publish(self, table: NegativeTable) -> None:
-        if self.is_world_process_zero():
-            table.save(self.folder / "negatives" / f"step-{table.step:08d}-{table.source}")
+    def _next_batch(self, queries: np.ndarray) -> TrainingBatch:
+        step = self.state.global_step
+        batch = self._make_batch(queries, self.refresher.table_for(queries, step), step)
+        negatives = np.where(batch.negatives >= 0, batch.passage_rows[batch.negatives], -1)
+        self.negative_log.add(step, negatives, self.refresher.ages(negatives[negatives >= 0], step))
+        return batch
 
     # ---- beginning, resuming, ending ----
 
     def _begin(self) -> None:
         if self._has_checkpoints():
             raise ConfigError(f"{self.folder}: holds checkpoints of a run; resume it, or choose another output folder")
-        for name in ("negatives", "best", "tensorboard"):
+        for name in ("generations", "best", "tensorboard"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
         (self.folder / "best.json").unlink(missing_ok=True)
-        cut_log(self.folder / "metrics.jsonl", lambda entry: False)
+        for log in ("metrics.jsonl", "negatives.jsonl"):
+            cut_log(self.folder / log, lambda entry: False)
         write_json(self.folder / "config.json", {"settings": self.ance.settings(), "data": self._data_identity()})
 
-    def _resume_point(self) -> Path:
+    def _resume_point(self) -> Path | None:
         try:
             earlier = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, json.JSONDecodeError) as error:
@@ -278,29 +257,30 @@ class AnceTrainer(Trainer):
         ]
         if different:
             raise ConfigError(f"{self.folder}: cannot resume with other settings or data ({'; '.join(different)})")
+        if not self._has_checkpoints():
+            logger.info("%s: killed before its first checkpoint, so the run begins anew", self.folder)
+            return None
         checkpoint = newest_valid_checkpoint(self.folder / "checkpoints")
         step = int(open_artifact(checkpoint, "checkpoint", verify=False)["step"])
-        # A refresh at the checkpoint's own step comes after the checkpoint, so it is made again.
-        tables = sorted((self.folder / "negatives").glob("step-*"))
-        usable = [path for path in tables if int(path.name.split("-")[1]) < step]
-        if not usable:
-            raise ArtifactError(f"{self.folder}/negatives: the negatives used before step {step} are missing")
-        self.table = NegativeTable.load(usable[-1])
+        self.refresher.resume(checkpoint / "resident", step)
+        self._checkpoint = checkpoint
+        self.dev.resume()
         cut_log(self.folder / "metrics.jsonl", lambda e: e["step"] < step or (e["step"] == step and "loss" in e))
-        try:
-            best = json.loads((self.folder / "best.json").read_text(encoding="utf-8"))
-            # A best later than the checkpoint stays: the same weights will be reached again.
-            self.best = (best["value"], best["step"])
-        except FileNotFoundError:
-            self.best = None
+        cut_log(self.folder / "negatives.jsonl", lambda e: e["step"] < step)
+        assert self.table is not None
         logger.info("resuming from %s with negatives of step %d", checkpoint, self.table.step)
         return checkpoint
 
     def _finish(self) -> dict[str, float]:
         self.encoder.eval()
-        snapshot = self._snapshot(queries=False)
-        step = self.state.global_step
-        report = self._measure(snapshot.index, step)
+        snapshot = take_snapshot(
+            self.encoder,
+            self.examples,
+            factory=self.ance.index_factory,
+            batch_tokens=self.ance.batch_tokens,
+            queries=False,
+        )
+        report = self.dev(self.encoder, snapshot.index, self.state.global_step)
         if self.is_world_process_zero():
             self.encoder.save(self.folder / "final")
             snapshot.index.save(self.folder / "index")
@@ -320,8 +300,11 @@ class AnceTrainer(Trainer):
     # ---- what transformers.Trainer calls ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs = {**logs, **self.refresher.interval(), **self.negative_log.interval()}
         super().log(logs, start_time)
-        if self.is_world_process_zero() and ("loss" in logs or any(key.startswith("eval_") for key in logs)):
+        # The stock trainer's summary at the end of training says nothing that depends on the run's content.
+        if self.is_world_process_zero() and "train_runtime" not in logs:
             entry = {"step": self.state.global_step, **{k: v for k, v in logs.items() if isinstance(v, int | float)}}
             with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
@@ -333,11 +316,17 @@ class AnceTrainer(Trainer):
         step = self.state.global_step
         checkpoints = self.folder / "checkpoints"
         self._staging = checkpoints / f".step-{step:08d}.{uuid.uuid4().hex[:8]}.tmp"
+        target = checkpoints / f"step-{step:08d}"
+        crash_point("checkpoint.before")
         try:
             super()._save_checkpoint(model, trial)
+            crash_point("checkpoint.between")
             if self.is_world_process_zero():
                 written = self._staging / f"checkpoint-{step}"
-                publish_checkpoint(written, checkpoints / f"step-{step:08d}", {"step": step})
+                self.refresher.save(written / "resident", self._checkpoint / "resident" if self._checkpoint else None)
+                publish_checkpoint(written, target, {"step": step}, previous=self._checkpoint)
+                self._checkpoint = target
+                crash_point("checkpoint.after")
                 keep_newest(checkpoints, self.ance.save_total_limit)
         except (OSError, RuntimeError, SafetensorError) as error:
             raise ArtifactError(f"{checkpoints}: the checkpoint was not saved ({error}); is the disk full?") from error
@@ -355,9 +344,6 @@ class AnceTrainer(Trainer):
 
     def _arguments(self) -> TrainingArguments:
         config = self.ance
-        save_every = config.save_every
-        if save_every is None:
-            save_every = config.refresh_every if config.refresh != "none" else max(1, config.max_steps // 4)
         settings: dict[str, Any] = {
             "output_dir": str(self.folder),
             "max_steps": config.max_steps,
@@ -369,7 +355,7 @@ class AnceTrainer(Trainer):
             "weight_decay": config.weight_decay,
             "max_grad_norm": config.max_grad_norm,
             "save_strategy": "steps",
-            "save_steps": steps_of(save_every, self.steps_per_epoch, "save_every"),
+            "save_steps": config.save_steps(self.steps_per_epoch),
             "logging_strategy": "steps",
             "logging_steps": config.logging_steps,
             "seed": config.seed,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from ance_fast.errors import ConfigError
 from ance_fast.training import AnceConfig
-from ance_fast.training.config import steps_of
+from ance_fast.training.schedule import steps_of
 
 
 @pytest.mark.parametrize(
@@ -26,10 +28,18 @@ from ance_fast.training.config import steps_of
         ({"encode_tokens": 0}, "encode_tokens=0: must be at least 1"),
         ({"kept_tokens": 64}, "kept_tokens counts tokens of chunks; set encode_tokens"),
         ({"encode_tokens": 64, "kept_tokens": 63}, "kept_tokens=63 is below encode_tokens=64"),
+        ({"refresh_every": "0-10:5,5-:2"}, "begins within the one before it"),
+        ({"rolling_slice": 5}, "rolling_slice=5 is for refresh=rolling, not for 'sync'"),
+        ({"refresh": "none", "max_staleness": 5}, "max_staleness=5 is for refresh=sync or rolling, not for 'none'"),
+        ({"refresh": "rolling", "max_refreshes": 2}, "max_refreshes=2 is for refresh=sync, not for 'rolling'"),
+        ({"refresh": "rolling", "max_staleness": -1}, "max_staleness=-1: must be at least 0"),
+        ({"refresh": "rolling", "rolling_slice": 0}, "rolling_slice=0: must be at least 1"),
+        ({"refresh": "rolling", "rerank": 100}, "rerank=100: must be at least 200 (topk)"),
+        ({"refresh_overlap": 1.5}, "refresh_overlap=1.5: must be above 0 and at most 1"),
     ],
 )
 def test_settings_that_cannot_hold_are_refused(settings: dict[str, object], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         AnceConfig(output_dir="x", **settings)  # type: ignore[arg-type]
 
 
@@ -44,3 +54,10 @@ def test_refreshes_follow_the_schedule_and_never_fall_on_the_last_step() -> None
     assert AnceConfig(output_dir="x", max_steps=100, refresh_every="2 epochs").refresh_steps(25) == [50]
     assert AnceConfig(output_dir="x", max_steps=100, refresh_every=10, max_refreshes=1).refresh_steps(9) == [10]
     assert AnceConfig(output_dir="x", max_steps=100, refresh="none").refresh_steps(1) == []
+
+
+def test_checkpoints_come_with_refreshes_unless_told_otherwise() -> None:
+    assert AnceConfig(output_dir="x", refresh_every="2 epochs").save_steps(30) == 60
+    assert AnceConfig(output_dir="x", refresh_every=50, save_every="1 epoch").save_steps(30) == 30
+    assert AnceConfig(output_dir="x", max_steps=100, refresh="none").save_steps(30) == 25
+    assert AnceConfig(output_dir="x", max_steps=100, refresh_every="0-50:10,50-:25").save_steps(30) == 25

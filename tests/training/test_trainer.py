@@ -4,50 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
+from training_runs import SETTINGS, entries, make_trainer
 
 from ance_fast import Encoder, Index, TokenStore, load_dataset
 from ance_fast.data import Qrels
 from ance_fast.errors import ArtifactError, ConfigError, DataError
-from ance_fast.training import AnceConfig, AnceTrainer, NegativeTable
-from ance_fast.training.negatives import random_table
-
-SETTINGS: dict[str, Any] = {
-    "max_steps": 12,
-    "batch_size": 8,
-    "learning_rate": 1e-3,
-    "max_query_length": 16,
-    "max_document_length": 32,
-    "first_refresh": 4,
-    "refresh_every": 4,
-    "topk": 20,
-    "logging_steps": 2,
-}
-
-
-def make_trainer(model: Path, data: Path, output: Path, **settings: Any) -> AnceTrainer:
-    encoder = Encoder.load(str(model), device="cpu", dtype="float32", normalize=True)
-    config = AnceConfig(output_dir=str(output), **{**SETTINGS, **settings})
-    return AnceTrainer(
-        encoder, load_dataset(str(data), split="train"), config, dev=load_dataset(str(data), split="dev")
-    )
-
-
-@pytest.fixture(scope="module")
-def tiny_bert(tiny: Callable[..., Path]) -> Path:
-    return tiny("Bert", num_hidden_layers=1)
+from ance_fast.training import AnceConfig, AnceTrainer
+from ance_fast.training.generations import Generation
+from ance_fast.training.refresh import take_snapshot
+from ance_fast.training.start import start_table
 
 
 @pytest.fixture(scope="module")
@@ -57,23 +29,20 @@ def finished(tiny_bert: Path, wiki: Path, tmp_path_factory: pytest.TempPathFacto
     return trainer
 
 
-def log_of(trainer: AnceTrainer) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (trainer.folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_the_index_is_refreshed_on_schedule_and_measured_each_time(finished: AnceTrainer) -> None:
-    refreshes = [entry for entry in log_of(finished) if "generation" in entry]
+    refreshes = [entry for entry in entries(finished.folder) if "generation" in entry]
     assert [(entry["step"], entry["generation"]) for entry in refreshes] == [(4, 1.0), (8, 2.0)]
     assert all({"eval_nDCG@10", "margin", "stale_margin"} <= entry.keys() for entry in refreshes)
-    tables = [NegativeTable.load(path) for path in sorted((finished.folder / "negatives").iterdir())]
-    assert [(table.source, table.step) for table in tables] == [("bm25", 0), ("index", 4), ("index", 8)]
+    made = [Generation.load(path) for path in sorted((finished.folder / "generations").iterdir())]
+    assert [(g.number, g.table.source, g.step) for g in made] == [(0, "bm25", 0), (1, "index", 4), (2, "index", 8)]
+    assert len({generation.fingerprint for generation in made}) == 3
 
 
 def test_mined_candidates_are_the_nearest_passages_by_brute_force_without_the_positives(
     tiny_bert: Path, wiki: Path, tmp_path: Path
 ) -> None:
     trainer = make_trainer(tiny_bert, wiki, tmp_path / "out", start="index", max_steps=1)
-    table = trainer._start_table()
+    table = start_table(trainer.ance, trainer.encoder, trainer.examples)
     queries = trainer.encoder.encode_tokens(trainer.examples.queries).numpy().astype(np.float64)
     passages = trainer.encoder.encode_tokens(trainer.examples.passages).numpy().astype(np.float64)
     scores = queries @ passages.T
@@ -84,9 +53,10 @@ def test_mined_candidates_are_the_nearest_passages_by_brute_force_without_the_po
 
 def test_training_lowers_the_loss_and_raises_the_metric(tiny_bert: Path, wiki: Path, tmp_path: Path) -> None:
     trainer = make_trainer(tiny_bert, wiki, tmp_path / "out", max_steps=40, refresh_every=15, first_refresh=15)
-    before = trainer._measure(trainer._snapshot().index, 0)["eval_R@100"]
+    snapshot = take_snapshot(trainer.encoder, trainer.examples, factory="Flat")
+    before = trainer.dev(trainer.encoder, snapshot.index, 0)["eval_R@100"]
     after = trainer.train()["R@100"]
-    losses = [entry["loss"] for entry in log_of(trainer) if "loss" in entry]
+    losses = [entry["loss"] for entry in entries(trainer.folder) if "loss" in entry]
     assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:3])
     assert after > before
 
@@ -112,7 +82,9 @@ def test_what_a_run_leaves_opens_everywhere(finished: AnceTrainer) -> None:
 
 
 def test_the_best_encoder_is_the_one_with_the_best_dev_metric(finished: AnceTrainer) -> None:
-    measured = [(entry["eval_nDCG@10"], -entry["step"]) for entry in log_of(finished) if "eval_nDCG@10" in entry]
+    measured = [
+        (entry["eval_nDCG@10"], -entry["step"]) for entry in entries(finished.folder) if "eval_nDCG@10" in entry
+    ]
     best = json.loads((finished.folder / "best.json").read_text())
     assert (best["value"], -best["step"]) == max(measured)
     assert Encoder.load(str(finished.folder / "best")).dim == 32
@@ -157,7 +129,6 @@ def gradients_of(trainer: AnceTrainer, scaler: Any = None) -> tuple[float, dict[
     """Loss and gradients of one of two accumulated batches, and how often the encoder ran."""
     import torch
 
-    trainer.table = trainer.table or random_table(trainer.examples)
     trainer.current_gradient_accumulation_steps = 2
     trainer.accelerator.scaler = scaler
     trainer.encoder.zero_grad()
@@ -211,7 +182,7 @@ def test_mixed_precision_trains_in_chunks_as_with_all_graphs_kept(tiny_bert: Pat
             trainer_arguments={"bf16": True},
         )
         trainer.train()
-        logs.append([entry for entry in log_of(trainer) if "grad_norm" in entry])
+        logs.append([entry for entry in entries(trainer.folder) if "grad_norm" in entry])
     (first, second), (first_again, second_again) = logs
     assert first_again["loss"] == first["loss"]
     assert first_again["grad_norm"] == pytest.approx(first["grad_norm"], rel=0.02)
@@ -224,58 +195,6 @@ def test_an_epoch_is_every_query_once_in_a_shuffled_order(finished: AnceTrainer)
     order = np.concatenate(batches)
     assert sorted(order.tolist()) == list(range(len(finished.examples)))
     assert np.mean(np.diff(order) == 1) < 0.1
-
-
-KILLED_RUN = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-import test_trainer as t
-t.make_trainer(Path({model!r}), Path({data!r}), Path(sys.argv[1]), **t.RESUME).train(resume=sys.argv[2] == "resume")
-"""
-RESUME: dict[str, Any] = {
-    "max_steps": 32,
-    "gradient_accumulation_steps": 2,
-    "batch_size": 6,
-    "dropout": 0.1,
-    "first_refresh": 6,
-    "refresh_every": 5,
-    "save_every": 4,
-    "encode_tokens": 96,
-}
-
-
-def test_a_killed_run_resumes_to_the_very_same_weights(tiny_bert: Path, wiki: Path, tmp_path: Path) -> None:
-    """SIGKILL after the first refresh; dropout on, accumulation 2, chunks encoded twice.
-
-    One run is killed past the checkpoint at the end of its first epoch, another within the second.
-    """
-    script = KILLED_RUN.format(tests=str(Path(__file__).parent), model=str(tiny_bert), data=str(wiki))
-
-    def start(folder: str, mode: str) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen([sys.executable, "-c", script, str(tmp_path / folder), mode], env=environment)
-
-    assert start("whole", "new").wait(240) == 0
-    steps_per_epoch = -(-len(load_dataset(str(wiki), split="train").queries) // 12)
-    assert steps_per_epoch == 20, "the checkpoints below are meant for epochs of 20 steps"
-    whole = Encoder.load(str(tmp_path / "whole" / "final")).fingerprint()
-    assert whole != Encoder.load(str(tiny_bert), normalize=True).fingerprint()
-    log = (tmp_path / "whole" / "metrics.jsonl").read_text()
-    for step in (20, 24):
-        folder = tmp_path / f"killed-{step}"
-        process = start(folder.name, "new")
-        deadline = time.monotonic() + 240
-        while not (folder / "checkpoints" / f"step-{step:08d}").exists():
-            assert process.poll() is None, "the run ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert not (folder / "final").exists()
-        assert start(folder.name, "resume").wait(240) == 0
-        assert Encoder.load(str(folder / "final")).fingerprint() == whole
-        assert (folder / "metrics.jsonl").read_text() == log
 
 
 def test_resuming_a_run_that_reached_its_last_step_only_finishes_it(
@@ -305,9 +224,9 @@ def test_a_new_run_forgets_what_an_abandoned_one_left(tiny_bert: Path, wiki: Pat
     abandoned = make_trainer(tiny_bert, wiki, tmp_path / "out", start="random")
     abandoned._begin()
     abandoned._refresh_if_due()
-    assert [path.name for path in (tmp_path / "out" / "negatives").iterdir()] == ["step-00000000-random"]
+    assert [path.name for path in (tmp_path / "out" / "generations").iterdir()] == ["step-00000000-random"]
     make_trainer(tiny_bert, wiki, tmp_path / "out", max_steps=1, refresh="none").train()
-    assert [path.name for path in (tmp_path / "out" / "negatives").iterdir()] == ["step-00000000-bm25"]
+    assert [path.name for path in (tmp_path / "out" / "generations").iterdir()] == ["step-00000000-bm25"]
 
 
 def test_a_full_disk_while_saving_is_one_clear_error_and_leaves_no_checkpoint(

@@ -42,10 +42,32 @@ def train(
     start: Annotated[
         str, typer.Option(help="Negatives until the first refresh: bm25, random, index, dataset.")
     ] = "bm25",
-    refresh: Annotated[str, typer.Option(help="sync, or none to keep the start negatives.")] = "sync",
-    refresh_every: Annotated[str, typer.Option(help='"500" steps or "2 epochs".')] = "1 epoch",
-    first_refresh: Annotated[str | None, typer.Option(help="End of the warm-up [one interval].")] = None,
-    max_refreshes: Annotated[int | None, typer.Option(help="Stop refreshing after so many.")] = None,
+    refresh: Annotated[
+        str,
+        typer.Option(
+            help="sync stops to encode and mine everything; rolling encodes a slice of the corpus before every step "
+            "and mines each batch; none keeps the start negatives."
+        ),
+    ] = "sync",
+    refresh_every: Annotated[
+        str, typer.Option(help='"500" steps, "2 epochs", or by ranges of steps: "0-1000:500,1000-:1000".')
+    ] = "1 epoch",
+    first_refresh: Annotated[str | None, typer.Option(help="End of the warm-up [the first of the schedule].")] = None,
+    max_refreshes: Annotated[int | None, typer.Option(help="sync: stop refreshing after so many.")] = None,
+    refresh_overlap: Annotated[
+        float | None,
+        typer.Option(help="sync: skip a refresh while a probe keeps this share of its ten best negatives."),
+    ] = None,
+    max_staleness: Annotated[
+        int | None, typer.Option(help="Steps that a negative's vector may be old; rolling takes its slice from it.")
+    ] = None,
+    rolling_slice: Annotated[
+        int | None, typer.Option(help="rolling: passages encoded before each step [as many as a step trains on].")
+    ] = None,
+    rolling_hot: Annotated[int, typer.Option(help="rolling: so many more, from recently mined lists.")] = 0,
+    rerank: Annotated[
+        int | None, typer.Option(help="rolling: retrieve so many, encode them anew, keep the best --topk.")
+    ] = None,
     topk: Annotated[int, typer.Option(help="Retrieved passages to draw negatives from.")] = 200,
     negatives: Annotated[int, typer.Option(help="Negatives a query.")] = 1,
     max_query_length: Annotated[int | None, typer.Option(help="Tokens.")] = None,
@@ -61,6 +83,8 @@ def train(
     """Train with negatives from an index of the corpus, refreshed while the encoder learns.
 
     Example: ance-fast train beir:scifact -m intfloat/e5-small-v2 -o run --max-steps 500 --refresh-every 100
+
+    Or, never stopping: ance-fast train beir:scifact -m intfloat/e5-small-v2 -o run --refresh rolling --max-staleness 50
     """
     refuse_missing_data(data)
     refuse_missing_model(model)
@@ -86,6 +110,11 @@ def train(
         refresh_every=refresh_every,
         first_refresh=first_refresh,
         max_refreshes=max_refreshes,
+        refresh_overlap=refresh_overlap,
+        max_staleness=max_staleness,
+        rolling_slice=rolling_slice,
+        rolling_hot=rolling_hot,
+        rerank=rerank,
         topk=topk,
         negatives_per_query=negatives,
         max_query_length=max_query_length,

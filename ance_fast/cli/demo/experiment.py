@@ -27,8 +27,9 @@ from ance_fast.evaluation import evaluate, paired_significance
 from ance_fast.index import Bm25
 from ance_fast.models import Encoder
 from ance_fast.training import AnceConfig, AnceTrainer
+from ance_fast.training.dev import HeldOut
 from ance_fast.training.examples import prepare
-from ance_fast.training.refresh import HeldOut, take_snapshot
+from ance_fast.training.refresh import take_snapshot
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,17 @@
+"""What the training tests share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # training_runs
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tiny: Callable[..., Path]) -> Path:
+    """A BERT of one layer and 32 dimensions."""
+    return tiny("Bert", num_hidden_layers=1)

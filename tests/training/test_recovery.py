@@ -1,0 +1,72 @@
+"""A run that is killed anywhere and resumed ends as if nothing had happened: dropout on, two batches a step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_runs import carry_out, entries, timeless
+
+from ance_fast import Encoder, load_dataset
+from ance_fast.training.generations import Generation
+
+# Epochs of 10 steps.
+SETTINGS: dict[str, Any] = {
+    "max_steps": 22,
+    "gradient_accumulation_steps": 2,
+    "batch_size": 12,
+    "dropout": 0.1,
+    "first_refresh": 4,
+    "refresh_every": 4,
+    "save_every": 3,
+    "logging_steps": 3,
+    "encode_tokens": 96,
+}
+ROLLING = {"refresh": "rolling", "max_staleness": 8, "rolling_hot": 6, "rerank": 30}
+# After each of them come at least two refreshes (of steps 4, 8, 12, 16 and 20).
+KILLS = {
+    "sync": {
+        "whole": "",
+        "in-the-second-epoch": "step.before:15",
+        "inside-a-save": "checkpoint.between:4",
+        "before-a-generation-is-published": "generation.before:3",
+        "before-a-published-generation-is-used": "generation.after:4",
+    },
+    "rolling": {
+        "whole": "",
+        "before-the-first-checkpoint": "step.before:3",
+        "in-the-second-epoch": "step.before:15",
+        "inside-a-save": "checkpoint.between:4",
+        "before-a-manifest": "manifest.before_rename:14",
+        "inside-publish": "publish.between:13",
+        "after-a-save": "checkpoint.after:3",
+        "before-a-published-generation-is-used": "generation.after:4",
+    },
+}
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("mode", ["sync", "rolling"])
+def test_a_killed_run_resumes_to_the_very_same_negatives_and_weights(
+    tiny_bert: Path, wiki: Path, tmp_path: Path, mode: str
+) -> None:
+    carry_out(tiny_bert, wiki, tmp_path, SETTINGS | (ROLLING if mode == "rolling" else {}), KILLS[mode])
+    whole = tmp_path / "whole"
+    steps_per_epoch = -(-len(load_dataset(str(wiki), split="train").queries) // 24)
+    assert steps_per_epoch == 10, "the kills above are meant for epochs of 10 steps"
+    final = Encoder.load(str(whole / "final")).fingerprint()
+    assert final != Encoder.load(str(tiny_bert), normalize=True).fingerprint()
+    assert [entry["step"] for entry in entries(whole, "negatives.jsonl")] == [step for step in range(22) for _ in "ab"]
+    for name in KILLS[mode]:
+        folder = tmp_path / name
+        assert Encoder.load(str(folder / "final")).fingerprint() == final, name
+        assert timeless(folder) == timeless(whole), name
+        assert _generations(folder) == _generations(whole), name
+        assert not [path for path in (folder / "checkpoints").iterdir() if path.name.startswith(".")], name
+
+
+def _generations(folder: Path) -> list[tuple[int, int, str, bytes]]:
+    made = [Generation.load(path) for path in sorted((folder / "generations").glob("step-*"))]
+    assert len(made) == 6
+    return [(g.number, g.step, g.fingerprint, g.table.candidates.tobytes()) for g in made]
