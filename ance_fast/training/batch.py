@@ -34,10 +34,12 @@ class TrainingBatch:
 class BatchMaker:
     """Builds batches from the token stores of `examples`."""
 
-    def __init__(self, examples: Examples, negatives_per_query: int, seed: int) -> None:
+    def __init__(
+        self, examples: Examples, negatives_per_query: int, seed: int, sampler: NegativeSampler | None = None
+    ) -> None:
         self.examples = examples
         self.seed = seed
-        self._draw = NegativeSampler(examples, seed=seed, count=negatives_per_query)
+        self._draw = sampler or NegativeSampler(examples, seed=seed, count=negatives_per_query)
         shards: Sequence[Shard] = [*examples.passages.shards, *examples.queries.shards]
         self._packer = Packer(shards)
         self._first_query = len(examples.passages)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ance_fast.errors import ConfigError
+from ance_fast.training.sampler_config import SamplerConfig
 
 LOSSES = ("pairwise", "contrastive")
 SOURCES = ("random", "bm25", "index", "dataset")
@@ -37,7 +38,9 @@ class AnceConfig:
         "none" keeps the start negatives. `first_refresh` (same form; by default one interval) ends the warm-up;
         `max_refreshes` stops refreshing after so many.
     dropout: replaces every dropout of the checkpoint; on a CPU, drawing masks costs about a fifth of a step.
-    topk, negatives_per_query: negatives are drawn uniformly from the topk retrieved passages that are not positives.
+    topk, negatives_per_query: how many negatives are drawn, from the topk retrieved passages that are not positives.
+    sampler: how, for what the encoder retrieves: a preset ("ance", uniformly; "star", "ance-tele", "nv-retriever",
+        "simans"), with changes after commas ("simans,a=50"); see `SamplerConfig`.
     """
 
     output_dir: str
@@ -59,6 +62,7 @@ class AnceConfig:
     max_refreshes: int | None = None
     topk: int = 200
     negatives_per_query: int = 1
+    sampler: str = "ance"
     max_query_length: int | None = None
     max_document_length: int | None = None
     index_factory: str = "Flat"
@@ -82,6 +86,7 @@ class AnceConfig:
         for name in POSITIVE:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
+        SamplerConfig.parse(self.sampler)
         if self.topk < self.negatives_per_query:
             raise ConfigError(f"topk={self.topk} is below negatives_per_query={self.negatives_per_query}")
         if self.max_refreshes is not None and self.max_refreshes < 1:

@@ -41,12 +41,13 @@ from ance_fast.index import Bm25, Index
 from ance_fast.models.encoder import Encoder
 from ance_fast.training.batch import BatchMaker
 from ance_fast.training.callbacks import ProgressCallback, tensorboard_callback
+from ance_fast.training.candidate_sources import refreshed_candidates, run_sampler
 from ance_fast.training.checkpoints import cut_log, keep_newest, newest_valid_checkpoint, publish_checkpoint
 from ance_fast.training.config import AnceConfig, steps_of
 from ance_fast.training.examples import Examples, prepare
 from ance_fast.training.losses import batch_loss
 from ance_fast.training.negatives import NegativeTable, given_table, mined_table, random_table
-from ance_fast.training.refresh import HeldOut, Snapshot, hardness, mine, take_snapshot
+from ance_fast.training.refresh import HeldOut, Snapshot, hardness, take_snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +108,8 @@ class AnceTrainer(Trainer):
         self.table: NegativeTable | None = None
         self.best: tuple[float, int] | None = None
         self.seconds = {"train": 0.0, "refresh": 0.0}
-        self._make_batch = BatchMaker(self.examples, config.negatives_per_query, config.seed)
+        self.sampler = run_sampler(self.examples, config.sampler, seed=config.seed, count=config.negatives_per_query)
+        self._make_batch = BatchMaker(self.examples, config.negatives_per_query, config.seed, self.sampler)
         per_step = config.batch_size * config.gradient_accumulation_steps
         self.steps_per_epoch = max(1, math.ceil(len(self.examples) / per_step))
         self.refreshes = config.refresh_steps(self.steps_per_epoch)
@@ -181,9 +183,10 @@ class AnceTrainer(Trainer):
             started = time.monotonic()
             previous = self.table
             snapshot = self._snapshot()
-            table = mine(snapshot, self.examples, topk=self.ance.topk, generation=previous.generation + 1, step=step)
+            table = self._mined(snapshot, previous, previous.generation + 1, step)
             report = {f"stale_{name}": value for name, value in hardness(snapshot, self.examples, previous).items()}
             report |= hardness(snapshot, self.examples, table)
+            report |= table.filtered_shares()
             report |= self._measure(snapshot.index, step)
             self.table = replace(table, metrics=report)
             self._publish(self.table)
@@ -198,12 +201,17 @@ class AnceTrainer(Trainer):
                 raise ConfigError("start='dataset': the data set brings no negatives; choose random, bm25 or index")
             return given_table(self.examples)
         if self.ance.start == "index":
-            return mine(self._snapshot(), self.examples, topk=self.ance.topk, generation=0, step=0)
+            return self._mined(self._snapshot(), None, 0, 0)
         passages = self.examples.passages
         texts = (passages.document(row).full_text for row in range(len(passages)))
         most = int(np.diff(self.examples.positive_offsets).max())
         found = Bm25.build(texts, passages.ids).search(self.examples.texts, min(self.ance.topk + most, len(passages)))
         return mined_table(self.examples, found.positions, found.scores, "bm25", 0, 0).top(self.ance.topk)
+
+    def _mined(self, snapshot: Snapshot, previous: NegativeTable | None, generation: int, step: int) -> NegativeTable:
+        return refreshed_candidates(
+            snapshot, self.examples, self.sampler, previous, topk=self.ance.topk, generation=generation, step=step
+        )
 
     def _snapshot(self, queries: bool = True) -> Snapshot:
         return take_snapshot(
