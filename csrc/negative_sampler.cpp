@@ -202,11 +202,13 @@ class Uniter {
         ++next_[s];
         const int64_t row = row_at(query, s, rank);
         const int64_t place = rows_.place_or_add(row, count);
-        if (place >= 0) {
-          // Where its content was that of a passage before it, the place holds another passage or none.
-          if (out[place] == row) origins[place] |= static_cast<uint8_t>(1u << s);
+        // A place that another passage holds, or none, is that of a passage left out for its content.
+        const bool repeated = place >= 0 && out[place] == row;
+        if (repeated) {
+          origins[place] |= static_cast<uint8_t>(1u << s);
           ++counts[static_cast<int>(UniteReason::kRepeated)];
-        } else if (args_.passages.contents && contents_.place_or_add(args_.passages.contents[row], count) >= 0) {
+        } else if (place >= 0 ||
+                   (args_.passages.contents && contents_.place_or_add(args_.passages.contents[row], count) >= 0)) {
           ++counts[static_cast<int>(UniteReason::kContent)];
         } else {
           out[count] = static_cast<int32_t>(row);

@@ -81,6 +81,22 @@ def test_mined_candidates_are_the_nearest_passages_by_brute_force_without_the_po
     np.testing.assert_allclose(np.take_along_axis(scores, table.candidates.astype(np.int64), 1), best, atol=1e-5)
 
 
+@pytest.mark.parametrize("sampler", ["star", "ance-tele", "nv-retriever,contents=true", "simans,a=20"])
+def test_every_sampler_trains_and_its_tables_say_where_they_come_from(
+    tiny_bert: Path, wiki: Path, tmp_path: Path, sampler: str
+) -> None:
+    trainer = make_trainer(tiny_bert, wiki, tmp_path / "out", sampler=sampler, max_steps=6, first_refresh=3)
+    trainer.train()
+    table = NegativeTable.load(max((trainer.folder / "negatives").iterdir()))
+    assert table.sources == trainer.sampler.config.sources
+    assert (table.log_weights is not None) == sampler.startswith("simans")
+    assert all(np.isfinite(entry["loss"]) for entry in log_of(trainer) if "loss" in entry)
+    (refresh,) = [entry for entry in log_of(trainer) if "generation" in entry]
+    shares = table.filtered_shares()
+    assert shares == {name: refresh[name] for name in shares}
+    assert ("filtered_percentage" in shares) == sampler.startswith("nv-retriever")
+
+
 def test_training_lowers_the_loss_and_raises_the_metric(tiny_bert: Path, wiki: Path, tmp_path: Path) -> None:
     trainer = make_trainer(tiny_bert, wiki, tmp_path / "out", max_steps=40, refresh_every=15, first_refresh=15)
     before = trainer._measure(trainer._snapshot().index, 0)["eval_R@100"]
