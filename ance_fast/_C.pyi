@@ -272,6 +272,7 @@ def unite_candidates(
     sources: Sequence[tuple[Array, Array]],
     positives: tuple[Array, Array],
     *,
+    queries: Array,
     passages: int,
     documents: Array | None,
     contents: Array | None,

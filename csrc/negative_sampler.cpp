@@ -173,7 +173,7 @@ class Uniter {
     const CounterHash hash = CounterHash()
                                  .with(args_.seed)
                                  .with(args_.generation)
-                                 .with(static_cast<uint64_t>(query))
+                                 .with(static_cast<uint64_t>(args_.query_ids[query]))
                                  .with(kSourceStep)
                                  .with(static_cast<uint64_t>(s));
     keyed_.clear();

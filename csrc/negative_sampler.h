@@ -36,6 +36,7 @@ constexpr int kUniteReasons = 6;
 struct UniteArguments {
   std::vector<CandidateList> sources;  // at most 8
   int64_t queries;
+  const int64_t* query_ids;  // [queries], what hashes are taken of
   PositiveLists positives;
   PassageGroups passages;
   int64_t rank_min, rank_max;  // ranks kept in each source, [rank_min, rank_max)

@@ -64,13 +64,14 @@ void bind_sampler(py::module_& m) {
   m.def(
       "unite_candidates",
       [](const std::vector<std::pair<py::array, py::array>>& sources, const std::pair<py::array, py::array>& positives,
-         int64_t passages, const OptionalArray& documents, const OptionalArray& contents, int64_t rank_min,
-         int64_t rank_max, int64_t per_source, uint64_t seed, uint64_t generation, py::array rows, py::array scores,
-         py::array origins, int threads) {
+         const py::array& queries, int64_t passages, const OptionalArray& documents, const OptionalArray& contents,
+         int64_t rank_min, int64_t rank_max, int64_t per_source, uint64_t seed, uint64_t generation, py::array rows,
+         py::array scores, py::array origins, int threads) {
         check<int32_t>(rows, "rows", {-1, -1});
         UniteArguments args{};
         args.queries = rows.shape(0);
         args.width = rows.shape(1);
+        args.query_ids = in<int64_t>(queries, "queries", {args.queries});
         int64_t together = 0;
         for (const auto& [source_rows, source_scores] : sources) {
           check<int32_t>(source_rows, "a source's rows", {args.queries, -1});
@@ -97,8 +98,8 @@ void bind_sampler(py::module_& m) {
         }
         return by_name(kUniteNames, counts);
       },
-      py::arg("sources"), py::arg("positives"), py::kw_only(), py::arg("passages"), py::arg("documents"),
-      py::arg("contents"), py::arg("rank_min"), py::arg("rank_max"), py::arg("per_source"), py::arg("seed"),
+      py::arg("sources"), py::arg("positives"), py::kw_only(), py::arg("queries"), py::arg("passages"),
+      py::arg("documents"), py::arg("contents"), py::arg("rank_min"), py::arg("rank_max"), py::arg("per_source"), py::arg("seed"),
       py::arg("generation"), py::arg("rows"), py::arg("scores"), py::arg("origins"), py::arg("threads") = 1);
 
   m.def(

@@ -38,18 +38,14 @@ class NegativeTable:
 
     def top(self, k: int) -> NegativeTable:
         """The first `k` candidates of each query."""
-        arrays: dict[str, Any] = {name: array[:, :k] for name, array in self._arrays().items()}
+        # Copied: every batch draws from it, and the engine takes contiguous arrays alone.
+        arrays: dict[str, Any] = {name: np.ascontiguousarray(array[:, :k]) for name, array in self._arrays().items()}
         return replace(self, **arrays)
 
     def trimmed(self) -> NegativeTable:
         """Without the columns past every query's last candidate; one stays, since none would mean the whole corpus."""
         width = max(1, int((self.candidates >= 0).sum(axis=1).max(initial=0)))
-        if width >= self.candidates.shape[1]:
-            return self
-        arrays: dict[str, Any] = {
-            name: np.ascontiguousarray(array[:, :width]) for name, array in self._arrays().items()
-        }
-        return replace(self, **arrays)
+        return self if width >= self.candidates.shape[1] else self.top(width)
 
     def filtered_shares(self) -> dict[str, float]:
         """Share of the candidates left out for each reason that occurred, as "filtered_REASON", to be logged."""

@@ -79,33 +79,37 @@ class NegativeSampler:
             contents=self.contents,
         )
 
-    def unite(self, tables: Sequence[NegativeTable], *, generation: int, step: int) -> NegativeTable:
+    def unite(
+        self, tables: Sequence[NegativeTable], *, generation: int, step: int, queries: np.ndarray | None = None
+    ) -> NegativeTable:
         """One list a query from the tables' lists, merged by rank; of equal ranks the earlier table's comes first.
 
         Taken out: ranks outside the window, positives, passages of their documents or of their content, what
         `per_source` does not draw, and repetitions. A candidate keeps the score of where it came up first and, in
-        `origins`, all tables that had it.
+        `origins`, all tables that had it. `queries` int64 names those that the tables have rows for; by default all.
 
         Raises `ConfigError` for tables of other queries, none or more than 8; `ValueError` for rows outside the corpus.
         """
         if not 1 <= len(tables) <= 8:
             raise ConfigError(f"{len(tables)} candidate tables to unite: between 1 and 8")
+        wanted, positives = self._asked(queries)
         for table in tables:
-            if len(table.candidates) != len(self.examples):
+            if len(table.candidates) != len(wanted):
                 raise ConfigError(
-                    f"candidates of {table.source!r} are for {len(table.candidates)} queries, not {len(self.examples)}"
+                    f"candidates of {table.source!r} are for {len(table.candidates)} queries, not {len(wanted)}"
                 )
         lists = [
             (np.ascontiguousarray(t.candidates, dtype=np.int32), np.ascontiguousarray(t.scores, dtype=np.float32))
             for t in tables
         ]
-        shape = len(self.examples), sum(rows.shape[1] for rows, _ in lists)
+        shape = len(wanted), sum(rows.shape[1] for rows, _ in lists)
         rows, scores = np.empty(shape, dtype=np.int32), np.empty(shape, dtype=np.float32)
         origins = np.empty(shape, dtype=np.uint8)
         config = self.config
         counts = _C.unite_candidates(
             lists,
-            (self.examples.positive_offsets, self.examples.positive_rows),
+            positives,
+            queries=wanted,
             passages=len(self.examples.passages),
             documents=self.documents,
             contents=self.contents,
@@ -132,18 +136,21 @@ class NegativeSampler:
         positive_scores: np.ndarray | None = None,
         teacher_scores: np.ndarray | None = None,
         answers: Answers | None = None,
+        queries: np.ndarray | None = None,
     ) -> NegativeTable:
         """Filter and weight the candidates of `table`; counts of what went are added to its `filtered`.
 
         scores: float32 [queries, K] of the candidates, on one scale with `positive_scores`; by default the table's own,
             which must then come from one source. A candidate without one (NaN, infinite) goes, reason "unscored".
-        positive_scores: float32 [P], in the order of `examples.positive_rows`.
+        positive_scores: float32 [P], in the order of `examples.positive_rows`, or of `examples.positives_of(queries)`.
         teacher_scores: float32 [queries, K].
+        queries: int64, those that the table has rows for; by default all.
         answers: passages that answer the query though nobody judged them; a function is asked about candidates only.
 
         Raises `ConfigError` when a setting needs scores that are not given, or shapes do not fit.
         """
         config, shape = self.config, table.candidates.shape
+        wanted, (offsets, positive_rows) = self._asked(queries)
         by_score = config.needs_scores or scores is not None
         if config.needs_scores and scores is None and (len(table.sources) > 1 or config.scores != "inner_product"):
             raise ConfigError(
@@ -156,15 +163,15 @@ class NegativeSampler:
             raise ConfigError("the sampler has teacher thresholds: pass teacher_scores=")
         if positive_scores is not None and not np.isfinite(positive_scores).all():
             raise ConfigError("positive_scores holds NaN or infinity")
-        mask = _answer_mask(table, answers)
+        if shape[0] != len(wanted):
+            raise ConfigError(f"the table has {shape[0]} queries, not {len(wanted)}")
+        mask = _answer_mask(table, answers, wanted)
         given = {"scores": scores, "teacher_scores": teacher_scores, "answers": mask}
         for name, array in given.items():
             if array is not None and array.shape != shape:
                 raise ConfigError(f"{name} has shape {array.shape}, the candidates {shape}")
-        if positive_scores is not None and positive_scores.shape != self.examples.positive_rows.shape:
-            raise ConfigError(
-                f"positive_scores has shape {positive_scores.shape}, the positives {self.examples.positive_rows.shape}"
-            )
+        if positive_scores is not None and positive_scores.shape != positive_rows.shape:
+            raise ConfigError(f"positive_scores has shape {positive_scores.shape}, the positives {positive_rows.shape}")
         origins = table.origins if table.origins is not None else np.ones(shape, dtype=np.uint8)
         out_origins = np.empty(shape, dtype=np.uint8)
         selected = replace(
@@ -180,7 +187,7 @@ class NegativeSampler:
             np.ascontiguousarray(origins, dtype=np.uint8),
             teacher=None if teacher_scores is None else np.ascontiguousarray(teacher_scores, dtype=np.float32),
             answers=mask,
-            positive_offsets=None if positive_scores is None else self.examples.positive_offsets,
+            positive_offsets=None if positive_scores is None else offsets,
             positive_scores=None if positive_scores is None else np.ascontiguousarray(positive_scores, np.float32),
             min_score=_threshold(config.min_score),
             max_score=_threshold(config.max_score),
@@ -205,6 +212,11 @@ class NegativeSampler:
         )
         before = table.filtered or {"candidates": int((table.candidates >= 0).sum())}
         return replace(selected, filtered={**before, **counts}).trimmed()
+
+    def _asked(self, queries: np.ndarray | None) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+        if queries is None:
+            return np.arange(len(self.examples)), (self.examples.positive_offsets, self.examples.positive_rows)
+        return np.ascontiguousarray(queries, dtype=np.int64), self.examples.positives_of(queries)
 
 
 def draw_negatives(
@@ -249,14 +261,14 @@ def choose_positives(examples: Examples, queries: np.ndarray, *, seed: int, step
     return examples.positive_rows[starts + (counter_hash(seed, -1, queries, step, 0) % counts).astype(np.int64)]
 
 
-def _answer_mask(table: NegativeTable, answers: Answers | None) -> np.ndarray | None:
+def _answer_mask(table: NegativeTable, answers: Answers | None, wanted: np.ndarray) -> np.ndarray | None:
     if answers is None:
         return None
     if not callable(answers):
         return np.ascontiguousarray(answers, dtype=np.bool_)
     mask = np.zeros(table.candidates.shape, dtype=np.bool_)
     queries, columns = np.nonzero(table.candidates >= 0)
-    mask[queries, columns] = answers(queries, table.candidates[queries, columns].astype(np.int64))
+    mask[queries, columns] = answers(wanted[queries], table.candidates[queries, columns].astype(np.int64))
     return mask
 
 

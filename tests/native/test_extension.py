@@ -117,6 +117,7 @@ def test_the_sampler_refuses_what_does_not_fit_together():
     keywords = {
         **{"passages": 5, "documents": None, "contents": None, "rank_min": 0, "rank_max": 9, "per_source": 0},
         **{"seed": 0, "generation": 0, "rows": rows.copy(), "scores": scores.copy()},
+        "queries": np.array([0]),
         "origins": np.zeros((1, 2), np.uint8),
     }
     _C.unite_candidates([(rows, scores)], positives, **keywords)

@@ -32,7 +32,7 @@ def listed(table: NegativeTable, query: int = 0) -> list[int]:
     return [row for row in table.candidates[query].tolist() if row >= 0]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(problems(), st.integers(0, 1000))
 def test_no_positive_nor_its_kin_is_ever_a_negative_and_draws_are_distinct(problem: Problem, step: int) -> None:
     sampler = problem.sampler
@@ -48,7 +48,7 @@ def test_no_positive_nor_its_kin_is_ever_a_negative_and_draws_are_distinct(probl
         assert not any(reference.kin(sampler, query, row) for query in queries for row in listed(table, query))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(problems())
 def test_uniting_is_that_of_the_reference_with_every_candidate_accounted_for(problem: Problem) -> None:
     united = problem.sampler.unite(problem.tables, generation=3, step=7)
@@ -69,7 +69,7 @@ def test_uniting_is_that_of_the_reference_with_every_candidate_accounted_for(pro
     assert left + sum(united.filtered.values()) == 2 * united.filtered["candidates"]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(problems())
 def test_filters_order_and_weights_are_those_of_the_reference(problem: Problem) -> None:
     united, selected, what = problem.negatives()
@@ -92,7 +92,7 @@ def test_filters_order_and_weights_are_those_of_the_reference(problem: Problem) 
         assert count == total.get(reason, united.filtered.get(reason, 0)), reason
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(problems(), st.integers(0, 1000))
 def test_draws_are_those_of_the_reference(problem: Problem, step: int) -> None:
     _, selected, _ = problem.negatives()
@@ -111,6 +111,29 @@ def test_a_querys_draw_depends_on_no_other_query_of_the_batch(problem: Problem, 
     random.shuffle(queries)  # type: ignore[attr-defined]
     np.testing.assert_array_equal(problem.sampler(selected, queries, step), whole[queries])
     np.testing.assert_array_equal(problem.sampler(selected, queries[:1], step), whole[queries[:1]])
+
+
+@settings(max_examples=50, deadline=None)
+@given(problems())
+def test_some_queries_alone_have_the_candidates_that_they_have_among_all(problem: Problem) -> None:
+    sampler, examples = problem.sampler, problem.sampler.examples
+    united, selected, what = problem.negatives()
+    some = np.arange(len(examples))[::-2]
+    parts = [replace(table, candidates=table.candidates[some], scores=table.scores[some]) for table in problem.tables]
+    part = sampler.unite(parts, generation=3, step=7, queries=some)
+    width = part.candidates.shape[1]
+    assert united.origins is not None
+    np.testing.assert_array_equal(part.candidates, united.candidates[some, :width])
+    np.testing.assert_array_equal(part.origins, united.origins[some, :width])
+    cut = {name: None if what[name] is None else what[name][some, :width] for name in ("scores", "teacher_scores")}
+    flat = np.concatenate([np.arange(*examples.positive_offsets[[query, query + 1]]) for query in some])
+    chosen = sampler.select(
+        part, **cut, positive_scores=what["positive_scores"][flat], answers=what["answers"][some, :width], queries=some
+    )
+    width = chosen.candidates.shape[1]
+    np.testing.assert_array_equal(chosen.candidates, selected.candidates[some, :width])
+    if selected.log_weights is not None:
+        np.testing.assert_array_equal(chosen.log_weights, selected.log_weights[some, :width])
 
 
 @pytest.mark.parametrize("weighting", ["uniform", "softmax"])
