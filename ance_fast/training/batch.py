@@ -41,20 +41,17 @@ class BatchMaker:
     encode_tokens: tokens of a chunk at most (a longer text is a chunk of its own); None: a batch is one chunk.
     """
 
-    def __init__(
-        self, examples: Examples, negatives_per_query: int, seed: int, *, encode_tokens: int | None = None
-    ) -> None:
+    def __init__(self, examples: Examples, sampler: NegativeSampler, *, encode_tokens: int | None = None) -> None:
         self.examples = examples
-        self.seed = seed
         self._budget = encode_tokens or int(np.iinfo(np.int64).max)
-        self._draw = NegativeSampler(examples, seed=seed, count=negatives_per_query)
+        self._draw = sampler
         shards: Sequence[Shard] = [*examples.passages.shards, *examples.queries.shards]
         self._packer = Packer(shards)
         self._first_query = len(examples.passages)
 
     def __call__(self, queries: np.ndarray, table: NegativeTable, step: int) -> TrainingBatch:
         """The batch of these query indices at optimizer step `step`; each distinct text appears once."""
-        positive = choose_positives(self.examples, queries, seed=self.seed, step=step)
+        positive = choose_positives(self.examples, queries, seed=self._draw.seed, step=step)
         negatives = self._draw(table, queries, step)
         passages = np.unique(np.concatenate([positive, negatives[negatives >= 0]]))
         texts, which = np.unique(np.concatenate([queries + self._first_query, passages]), return_inverse=True)

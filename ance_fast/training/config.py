@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ance_fast.errors import ConfigError
+from ance_fast.training.sampler_config import SamplerConfig
 from ance_fast.training.schedule import Schedule, parse_schedule, steps_of
 
 LOSSES = ("pairwise", "contrastive")
@@ -52,7 +53,9 @@ class AnceConfig:
     encode_tokens: a batch is encoded in chunks of so many tokens, each distinct text once; by default in one. Graphs
         are kept of the chunks within `kept_tokens` (by default of one chunk); the others are encoded a second time for
         their gradients, which bounds memory whatever the batch size. The result is that of one pass.
-    topk, negatives_per_query: negatives are drawn uniformly from the topk retrieved passages that are not positives.
+    topk, negatives_per_query: how many negatives are drawn, from the topk retrieved passages that are not positives.
+    sampler: how, for what the encoder retrieves: a preset ("ance", uniformly; "star", "ance-tele", "nv-retriever",
+        "simans"), with changes after commas ("simans,a=50"); see `SamplerConfig`.
     """
 
     output_dir: str
@@ -79,6 +82,7 @@ class AnceConfig:
     refresh_overlap: float | None = None
     topk: int = 200
     negatives_per_query: int = 1
+    sampler: str = "ance"
     max_query_length: int | None = None
     max_document_length: int | None = None
     index_factory: str = "Flat"
@@ -104,6 +108,7 @@ class AnceConfig:
         for name in POSITIVE:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
+        SamplerConfig.parse(self.sampler)
         if self.topk < self.negatives_per_query:
             raise ConfigError(f"topk={self.topk} is below negatives_per_query={self.negatives_per_query}")
         if self.max_refreshes is not None and self.max_refreshes < 1:

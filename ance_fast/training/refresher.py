@@ -16,7 +16,7 @@ from ance_fast.training.config import AnceConfig
 from ance_fast.training.dev import DevMeasure
 from ance_fast.training.examples import Examples
 from ance_fast.training.generations import Generation
-from ance_fast.training.negatives import NegativeTable
+from ance_fast.training.negatives import NegativeSampler, NegativeTable
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class RunParts:
     config: AnceConfig
     encoder: Encoder
     examples: Examples
+    sampler: NegativeSampler
     dev: DevMeasure
     folder: Path
     steps: list[int]

@@ -27,6 +27,7 @@ from ance_fast.training.generations import Generation, newest_before
 from ance_fast.training.negatives import NegativeTable
 from ance_fast.training.refresher import RunParts
 from ance_fast.training.resident_state import ResidentState, load_state, save_state
+from ance_fast.training.sampler_config import PRESETS
 from ance_fast.training.staleness import OVERLAP_DEPTH, IntervalStats, overlap
 from ance_fast.training.start import start_table
 
@@ -35,8 +36,8 @@ RECENT_STEPS = 16
 
 
 class RollingRefresh:
-    """Raises `ConfigError` for an index that cannot be changed in place, several processes, and a `rolling_slice` too
-    small for `max_staleness`."""
+    """Raises `ConfigError` for an index that cannot be changed in place, several processes, a sampler that needs whole
+    generations, and a `rolling_slice` too small for `max_staleness`."""
 
     def __init__(self, parts: RunParts) -> None:
         config = parts.config
@@ -47,6 +48,11 @@ class RollingRefresh:
             )
         if parts.world_size > 1:
             raise ConfigError(f"refresh='rolling' runs in one process, here are {parts.world_size}; use refresh='sync'")
+        if parts.sampler.config != PRESETS["ance"]:
+            raise ConfigError(
+                f"refresh='rolling' mines each batch's queries by themselves and draws uniformly from their topk; "
+                f"sampler={config.sampler!r} needs whole generations: use refresh='sync'"
+            )
         self.generation: Generation | None = None
         self.seconds = 0.0
         self.slice_rows = slice_for(config, len(parts.examples.passages))
@@ -61,7 +67,7 @@ class RollingRefresh:
         """Encode this step's slice; at steps of the schedule also measure and publish a generation."""
         parts = self._parts
         if self.generation is None:
-            table = start_table(parts.config, parts.encoder, parts.examples)
+            table = start_table(parts.config, parts.encoder, parts.examples, parts.sampler)
             self._publish(Generation(parts.encoder.fingerprint(), table))
         if step < self._first:
             return None

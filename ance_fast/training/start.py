@@ -7,13 +7,14 @@ import numpy as np
 from ance_fast.errors import ConfigError
 from ance_fast.index import Bm25
 from ance_fast.models.encoder import Encoder
+from ance_fast.training.candidate_sources import refreshed_candidates
 from ance_fast.training.config import AnceConfig
 from ance_fast.training.examples import Examples
-from ance_fast.training.negatives import NegativeTable, given_table, mined_table, random_table
-from ance_fast.training.refresh import mine, take_snapshot
+from ance_fast.training.negatives import NegativeSampler, NegativeTable, given_table, mined_table, random_table
+from ance_fast.training.refresh import take_snapshot
 
 
-def start_table(config: AnceConfig, encoder: Encoder, examples: Examples) -> NegativeTable:
+def start_table(config: AnceConfig, encoder: Encoder, examples: Examples, sampler: NegativeSampler) -> NegativeTable:
     """Generation 0 from the source that `config.start` names (`ConfigError` if the data set brings no negatives)."""
     if config.start == "random":
         return random_table(examples)
@@ -23,7 +24,7 @@ def start_table(config: AnceConfig, encoder: Encoder, examples: Examples) -> Neg
         return given_table(examples)
     if config.start == "index":
         snapshot = take_snapshot(encoder, examples, factory=config.index_factory, batch_tokens=config.batch_tokens)
-        return mine(snapshot, examples, topk=config.topk, generation=0, step=0)
+        return refreshed_candidates(snapshot, examples, sampler, None, topk=config.topk, generation=0, step=0)
     passages = examples.passages
     texts = (passages.document(row).full_text for row in range(len(passages)))
     most = int(np.diff(examples.positive_offsets).max())

@@ -11,10 +11,12 @@ import numpy as np
 from ance_fast.crash_points import crash_point
 from ance_fast.errors import ConfigError
 from ance_fast.models.encoder import Encoder
+from ance_fast.training.candidate_sources import refreshed_candidates
 from ance_fast.training.examples import Examples
 from ance_fast.training.generations import Generation, newest_before
+from ance_fast.training.negative_table import UNENCODED
 from ance_fast.training.negatives import NegativeTable
-from ance_fast.training.refresh import hardness, mine, take_snapshot
+from ance_fast.training.refresh import hardness, take_snapshot
 from ance_fast.training.refresher import RunParts
 from ance_fast.training.staleness import OVERLAP_DEPTH, overlap
 from ance_fast.training.start import start_table
@@ -39,7 +41,7 @@ class SyncRefresh:
         """Refresh if `step` is one of the schedule and, with `refresh_overlap`, negatives have changed enough."""
         if self.generation is None:
             parts = self._parts
-            table = start_table(parts.config, parts.encoder, parts.examples)
+            table = start_table(parts.config, parts.encoder, parts.examples, parts.sampler)
             self._swap(Generation(parts.encoder.fingerprint(), table))
         if step not in self._steps:
             return None
@@ -57,7 +59,7 @@ class SyncRefresh:
     def ages(self, passages: np.ndarray, step: int) -> np.ndarray:
         """The same for all: steps since the generation was made."""
         assert self.generation is not None
-        if self.generation.table.source != "index":
+        if self.generation.table.source in UNENCODED:
             return np.zeros(0, dtype=np.int64)
         return np.full(passages.shape, step - self.generation.step, dtype=np.int64)
 
@@ -76,7 +78,7 @@ class SyncRefresh:
         assert self.generation is not None
         parts, config, previous = self._parts, self._parts.config, self.generation
         report: dict[str, float] = {}
-        if config.refresh_overlap is not None and previous.table.source == "index":
+        if config.refresh_overlap is not None and previous.table.source not in UNENCODED:
             found = probed_overlap(parts.encoder, parts.examples, previous.table, seed=config.seed)
             report["probe_overlap"] = found
             if found >= config.refresh_overlap and not self._too_old_if_skipped(step):
@@ -84,10 +86,19 @@ class SyncRefresh:
         snapshot = take_snapshot(
             parts.encoder, parts.examples, factory=config.index_factory, batch_tokens=config.batch_tokens
         )
-        table = mine(snapshot, parts.examples, topk=config.topk, generation=previous.number + 1, step=step)
+        table = refreshed_candidates(
+            snapshot,
+            parts.examples,
+            parts.sampler,
+            previous.table,
+            topk=config.topk,
+            generation=previous.number + 1,
+            step=step,
+        )
         stale = hardness(snapshot, parts.examples, previous.table)
         report |= {f"stale_{name}": value for name, value in stale.items()}
         report |= hardness(snapshot, parts.examples, table)
+        report |= table.filtered_shares()
         if previous.table.candidates.shape[1]:
             kept = overlap(previous.table.candidates, table.candidates)
             report[f"overlap@{OVERLAP_DEPTH}"] = float(kept.mean())

@@ -44,6 +44,7 @@ from ance_fast.index import Index
 from ance_fast.models.encoder import Encoder
 from ance_fast.training.batch import BatchMaker, TrainingBatch
 from ance_fast.training.callbacks import ProgressCallback, tensorboard_callback
+from ance_fast.training.candidate_sources import run_sampler
 from ance_fast.training.checkpoints import cut_log, keep_newest, newest_valid_checkpoint, publish_checkpoint
 from ance_fast.training.config import AnceConfig
 from ance_fast.training.dev import DevMeasure, HeldOut
@@ -114,9 +115,8 @@ class AnceTrainer(Trainer):
         self.scale = config.scale if config.scale is not None else (20.0 if encoder.layout.normalize else 1.0)
         self._progress = ProgressCallback()
         self.seconds = {"train": 0.0, "refresh": 0.0}
-        self._make_batch = BatchMaker(
-            self.examples, config.negatives_per_query, config.seed, encode_tokens=config.encode_tokens
-        )
+        self.sampler = run_sampler(self.examples, config.sampler, seed=config.seed, count=config.negatives_per_query)
+        self._make_batch = BatchMaker(self.examples, self.sampler, encode_tokens=config.encode_tokens)
         per_step = config.batch_size * config.gradient_accumulation_steps
         self.steps_per_epoch = max(1, math.ceil(len(self.examples) / per_step))
         super().__init__(
@@ -135,7 +135,15 @@ class AnceTrainer(Trainer):
         self.negative_log = NegativeLog(self.folder / "negatives.jsonl", writes=rank == 0)
         steps = config.refresh_steps(self.steps_per_epoch)
         parts = RunParts(
-            config, encoder, self.examples, self.dev, self.folder, steps, rank=rank, world_size=self.args.world_size
+            config,
+            encoder,
+            self.examples,
+            self.sampler,
+            self.dev,
+            self.folder,
+            steps,
+            rank=rank,
+            world_size=self.args.world_size,
         )
         self.refresher = MODES[config.refresh](parts)
         self._asked_before: int | None = None

@@ -109,3 +109,33 @@ def test_an_instruction_set_the_cpu_lacks_is_an_error():
         else:
             with pytest.raises(ValueError, match="not supported by this CPU"):
                 forward(isa=isa)
+
+
+def test_the_sampler_refuses_what_does_not_fit_together():
+    rows, scores = np.array([[1, 2]], np.int32), np.zeros((1, 2), np.float32)
+    positives = np.array([0, 1]), np.array([0])
+    keywords = {
+        **{"passages": 5, "documents": None, "contents": None, "rank_min": 0, "rank_max": 9, "per_source": 0},
+        **{"seed": 0, "generation": 0, "rows": rows.copy(), "scores": scores.copy()},
+        "queries": np.array([0]),
+        "origins": np.zeros((1, 2), np.uint8),
+    }
+    _C.unite_candidates([(rows, scores)], positives, **keywords)
+    for changes, message in (
+        ({"positives": (np.array([0, 2]), np.array([0]))}, "positive offsets must rise from 0"),
+        ({"positives": (np.array([0, 1]), np.array([5]))}, "must ascend within a query and lie in 0"),
+        ({"positives": (np.array([0, 2]), np.array([3, 1]))}, "must ascend within a query"),
+        ({"sources": [(rows, scores)] * 2}, "as wide as the sources together"),
+        ({"sources": [(rows, scores[:, :1])]}, r"scores must have shape \[1, 2\], got \[1, 1\]"),
+        ({"documents": np.zeros(4, np.int64)}, r"documents must have shape \[5\], got \[4\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            _C.unite_candidates(**{"sources": [(rows, scores)], "positives": positives, **keywords, **changes})
+    draw = {**{"passages": 5, "documents": None, "contents": None}, **{"seed": 0, "generation": 0, "step": 0}}
+    drawn = np.zeros((1, 1), np.int64)
+    for queries, table, message in (
+        (np.array([1]), rows, "a query is outside the table"),
+        (np.array([0]), rows + 4, "a candidate is outside the passages"),
+    ):
+        with pytest.raises((ValueError, IndexError), match=message):
+            _C.draw_negatives(table, None, queries, positives, **draw, drawn=drawn)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # training_runs
+sys.path.insert(0, str(Path(__file__).parent))  # training_runs, sampler_cases and sampler_reference
 
 
 @pytest.fixture(scope="session")

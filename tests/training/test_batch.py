@@ -13,7 +13,7 @@ from ance_fast.data import TokenStore
 from ance_fast.data.packing import Shard, ragged
 from ance_fast.training.batch import BatchMaker
 from ance_fast.training.examples import Examples
-from ance_fast.training.negatives import random_table
+from ance_fast.training.negatives import NegativeSampler, random_table
 
 CORPUS = 12
 
@@ -49,7 +49,7 @@ def test_each_distinct_text_lies_once_in_chunks_within_the_budget_and_is_found_t
     passage_lengths: list[int], query_lengths: list[int], negatives: int, budget: int | None, data: st.DataObject
 ) -> None:
     examples = examples_of(passage_lengths, query_lengths)
-    make = BatchMaker(examples, negatives, 0, encode_tokens=budget)
+    make = BatchMaker(examples, NegativeSampler(examples, seed=0, count=negatives), encode_tokens=budget)
     queries = np.array(data.draw(st.lists(st.integers(0, len(query_lengths) - 1), min_size=1, max_size=8)))
     batch = make(queries, random_table(examples), 3)
     texts = [
@@ -75,8 +75,8 @@ def test_each_distinct_text_lies_once_in_chunks_within_the_budget_and_is_found_t
 def test_ten_distinct_texts_are_encoded_for_twenty_four_named_ones() -> None:
     """Eight triples of one query: upstream's micro-batch, which encodes every text of every triple."""
     examples = examples_of([4] * 9, [3])
-    batch = BatchMaker(examples, 8, 0)(np.array([0]), random_table(examples), 0)
+    batch = BatchMaker(examples, NegativeSampler(examples, seed=0, count=8))(np.array([0]), random_table(examples), 0)
     assert sum(len(chunk) for chunk in batch.chunks) == 1 + 1 + 8
     assert batch.negatives.shape == (1, 8)
     with pytest.raises(IndexError):
-        BatchMaker(examples, 8, 0)(np.array([1]), random_table(examples), 0)
+        BatchMaker(examples, NegativeSampler(examples, seed=0, count=8))(np.array([1]), random_table(examples), 0)

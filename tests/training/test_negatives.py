@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sampler_cases import examples_of
 
-from ance_fast.data import TokenStore
 from ance_fast.errors import ArtifactError
 from ance_fast.training.examples import Examples
 from ance_fast.training.negatives import (
@@ -20,24 +20,6 @@ from ance_fast.training.negatives import (
     mined_table,
     random_table,
 )
-
-
-class _Rows:
-    """Stands for a token store where only the number of rows matters."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-
-def examples_of(positives: list[list[int]], corpus: int, given: np.ndarray | None = None) -> Examples:
-    offsets = np.concatenate([[0], np.cumsum([len(rows) for rows in positives])]).astype(np.int64)
-    rows = np.array([row for some in positives for row in sorted(some)], dtype=np.int64)
-    store: TokenStore = _Rows(corpus)  # type: ignore[assignment]
-    queries: TokenStore = _Rows(len(positives))  # type: ignore[assignment]
-    return Examples(store, queries, [""] * len(positives), offsets, rows, given)
 
 
 @st.composite

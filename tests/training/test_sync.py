@@ -107,7 +107,7 @@ def test_a_generation_is_read_back_as_it_was_published(tmp_path: Path) -> None:
     candidates, scores = np.arange(6, dtype=np.int32).reshape(2, 3), np.ones((2, 3), dtype=np.float32)
     versions = np.array([3, -1], dtype=np.int32)
     for number, step in ((0, 0), (1, 4), (2, 8)):
-        table = NegativeTable(candidates + step, scores, "index", number, step, {"margin": 0.5}, versions)
+        table = NegativeTable(candidates + step, scores, "index", number, step, {"margin": 0.5}, versions=versions)
         Generation(f"weights {step}", table).publish(tmp_path)
     found = newest_before(tmp_path, 8)
     assert (found.number, found.step, found.fingerprint, found.metrics) == (1, 4, "weights 4", {"margin": 0.5})

@@ -42,13 +42,29 @@ def test_mined_candidates_are_the_nearest_passages_by_brute_force_without_the_po
     tiny_bert: Path, wiki: Path, tmp_path: Path
 ) -> None:
     trainer = make_trainer(tiny_bert, wiki, tmp_path / "out", start="index", max_steps=1)
-    table = start_table(trainer.ance, trainer.encoder, trainer.examples)
+    table = start_table(trainer.ance, trainer.encoder, trainer.examples, trainer.sampler)
     queries = trainer.encoder.encode_tokens(trainer.examples.queries).numpy().astype(np.float64)
     passages = trainer.encoder.encode_tokens(trainer.examples.passages).numpy().astype(np.float64)
     scores = queries @ passages.T
     scores[tuple(trainer.examples.pairs.T)] = -np.inf
     best = -np.sort(-scores, axis=1)[:, :20]
     np.testing.assert_allclose(np.take_along_axis(scores, table.candidates.astype(np.int64), 1), best, atol=1e-5)
+
+
+@pytest.mark.parametrize("sampler", ["star", "ance-tele", "nv-retriever,contents=true", "simans,a=20"])
+def test_every_sampler_trains_and_its_tables_say_where_they_come_from(
+    tiny_bert: Path, wiki: Path, tmp_path: Path, sampler: str
+) -> None:
+    trainer = make_trainer(tiny_bert, wiki, tmp_path / "out", sampler=sampler, max_steps=6, first_refresh=3)
+    trainer.train()
+    table = Generation.load(max((trainer.folder / "generations").iterdir())).table
+    assert table.sources == trainer.sampler.config.sources
+    assert (table.log_weights is not None) == sampler.startswith("simans")
+    assert all(np.isfinite(entry["loss"]) for entry in entries(trainer.folder) if "loss" in entry)
+    (refresh,) = [entry for entry in entries(trainer.folder) if "generation" in entry]
+    shares = table.filtered_shares()
+    assert shares == {name: refresh[name] for name in shares}
+    assert ("filtered_percentage" in shares) == sampler.startswith("nv-retriever")
 
 
 def test_training_lowers_the_loss_and_raises_the_metric(tiny_bert: Path, wiki: Path, tmp_path: Path) -> None:

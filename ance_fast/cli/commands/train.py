@@ -70,6 +70,9 @@ def train(
     ] = None,
     topk: Annotated[int, typer.Option(help="Retrieved passages to draw negatives from.")] = 200,
     negatives: Annotated[int, typer.Option(help="Negatives a query.")] = 1,
+    sampler: Annotated[
+        str, typer.Option(help='ance, star, ance-tele, nv-retriever, simans; changes after commas: "simans,a=50".')
+    ] = "ance",
     max_query_length: Annotated[int | None, typer.Option(help="Tokens.")] = None,
     max_document_length: Annotated[int | None, typer.Option(help="Tokens.")] = None,
     index_factory: Annotated[str, typer.Option(help="FAISS index_factory string for mining.")] = "Flat",
@@ -117,6 +120,7 @@ def train(
         rerank=rerank,
         topk=topk,
         negatives_per_query=negatives,
+        sampler=sampler,
         max_query_length=max_query_length,
         max_document_length=max_document_length,
         index_factory=index_factory,

@@ -1,0 +1,137 @@
+"""`NegativeTable`: one generation of candidates, passage rows and never texts, and where its first form comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ance_fast.artifacts import open_artifact, staged_artifact
+from ance_fast.training.examples import Examples
+
+KIND = "negatives"
+
+
+@dataclass(frozen=True)
+class NegativeTable:
+    """Candidates int32 [queries, K] (-1 past the end) with their scores float32, from `source`, mined at `step`.
+
+    K = 0 stands for the whole corpus: negatives are drawn from all passages.
+
+    log_weights: float32 [queries, K], by which candidates are drawn; None draws uniformly.
+    origins: uint8 [queries, K], bit s set where `sources[s]` had the candidate; None for a table of one source.
+    filtered: candidates left out on the way here, by reason, and "candidates", how many there were.
+    versions: int32 [queries], the step each query was mined at, -1 if it was not yet; None where all were at `step`.
+    """
+
+    candidates: np.ndarray
+    scores: np.ndarray
+    source: str
+    generation: int
+    step: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    log_weights: np.ndarray | None = None
+    origins: np.ndarray | None = None
+    sources: tuple[str, ...] = ()
+    filtered: dict[str, int] = field(default_factory=dict)
+    versions: np.ndarray | None = None
+
+    def top(self, k: int) -> NegativeTable:
+        """The first `k` candidates of each query."""
+        # Copied: every batch draws from it, and the engine takes contiguous arrays alone.
+        arrays: dict[str, Any] = {name: np.ascontiguousarray(array[:, :k]) for name, array in self._arrays().items()}
+        return replace(self, **arrays)
+
+    def trimmed(self) -> NegativeTable:
+        """Without the columns past every query's last candidate; one stays, since none would mean the whole corpus."""
+        width = max(1, int((self.candidates >= 0).sum(axis=1).max(initial=0)))
+        return self if width >= self.candidates.shape[1] else self.top(width)
+
+    def filtered_shares(self) -> dict[str, float]:
+        """Share of the candidates left out for each reason that occurred, as "filtered_REASON", to be logged."""
+        total = self.filtered.get("candidates", 0)
+        reasons = {name: count for name, count in self.filtered.items() if name != "candidates" and count}
+        return {f"filtered_{name}": count / total for name, count in reasons.items()} if total else {}
+
+    def save(self, path: Path) -> None:
+        """Write the table as an artifact."""
+        manifest = {
+            "source": self.source,
+            "generation": self.generation,
+            "step": self.step,
+            "metrics": self.metrics,
+            "shape": list(self.candidates.shape),
+            "sources": list(self.sources),
+            "filtered": self.filtered,
+            "arrays": sorted(self._arrays()),
+        }
+        with staged_artifact(path, KIND, manifest) as folder:
+            if self.versions is not None:
+                np.save(folder / "versions.npy", self.versions)
+            for name, array in self._arrays().items():
+                np.save(folder / f"{name}.npy", array)
+
+    @classmethod
+    def load(cls, path: Path) -> NegativeTable:
+        """Read what `save` wrote (`ArtifactError` if it is not whole)."""
+        manifest = open_artifact(path, KIND)
+        names = manifest.get("arrays", ["candidates", "scores"])
+        arrays: dict[str, Any] = {name: np.load(path / f"{name}.npy") for name in names}
+        return cls(
+            **arrays,
+            source=manifest["source"],
+            generation=manifest["generation"],
+            step=manifest["step"],
+            metrics=manifest["metrics"],
+            sources=tuple(manifest.get("sources", ())),
+            filtered=manifest.get("filtered", {}),
+            versions=np.load(path / "versions.npy") if (path / "versions.npy").exists() else None,
+        )
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        arrays = {
+            "candidates": self.candidates,
+            "scores": self.scores,
+            "log_weights": self.log_weights,
+            "origins": self.origins,
+        }
+        return {name: array for name, array in arrays.items() if array is not None}
+
+
+# Sources that no encoder has chosen: what they hold does not age.
+UNENCODED = ("random", "bm25", "dataset")
+
+
+def random_table(examples: Examples) -> NegativeTable:
+    """Generation 0 that draws uniformly from the corpus."""
+    empty = np.zeros((len(examples), 0))
+    return NegativeTable(empty.astype(np.int32), empty.astype(np.float32), "random", 0, 0)
+
+
+def given_table(examples: Examples) -> NegativeTable:
+    """Generation 0 from the negatives that the data set brings."""
+    pairs = examples.given if examples.given is not None else np.zeros((0, 2), dtype=np.int64)
+    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+    counts = np.bincount(pairs[:, 0], minlength=len(examples))
+    slot = np.arange(len(pairs)) - np.repeat(np.cumsum(counts) - counts, counts)
+    rows = np.full((len(examples), int(counts.max(initial=0)) or 1), -1, dtype=np.int64)
+    rows[pairs[:, 0], slot] = pairs[:, 1]
+    return mined_table(examples, rows, np.zeros(rows.shape, dtype=np.float32), "dataset", 0, 0)
+
+
+def mined_table(
+    examples: Examples, rows: np.ndarray, scores: np.ndarray, source: str, generation: int, step: int
+) -> NegativeTable:
+    """Turn search results (rows int [queries, K], best first, -1 past the end) into candidates: positives removed."""
+    pairs = examples.pairs
+    corpus = len(examples.passages)
+    keys = np.arange(len(rows))[:, None] * corpus + rows
+    positive = np.isin(keys, pairs[:, 0] * corpus + pairs[:, 1])
+    keep = (rows >= 0) & ~positive
+    order = np.argsort(~keep, axis=1, kind="stable")
+    kept = np.take_along_axis(keep, order, axis=1)
+    candidates = np.where(kept, np.take_along_axis(rows, order, axis=1), -1)
+    ordered = np.where(kept, np.take_along_axis(scores, order, axis=1), -np.inf)
+    return NegativeTable(candidates.astype(np.int32), ordered.astype(np.float32), source, generation, step)
