@@ -9,6 +9,7 @@ import pytest
 from training_runs import carry_out, entries, timeless
 
 from ance_fast import Encoder, load_dataset
+from ance_fast.crash_points import CRASH_POINTS
 from ance_fast.training.generations import Generation
 
 # Epochs of 10 steps.
@@ -31,19 +32,22 @@ KILLS = {
         "in-the-second-epoch": "step.before:15",
         "inside-a-save": "checkpoint.between:4",
         "before-a-generation-is-published": "generation.before:3",
-        "before-a-published-generation-is-used": "generation.after:4",
+        "after-a-generation-is-taken-into-use": "generation.swapped:4",
     },
     "rolling": {
         "whole": "",
         "before-the-first-checkpoint": "step.before:3",
-        "in-the-second-epoch": "step.before:15",
-        "inside-a-save": "checkpoint.between:4",
-        "before-a-manifest": "manifest.before_rename:14",
+        "as-a-save-begins-in-the-second-epoch": "checkpoint.before:5",
         "inside-publish": "publish.between:13",
         "after-a-save": "checkpoint.after:3",
         "before-a-published-generation-is-used": "generation.after:4",
     },
 }
+
+
+def test_every_crash_point_of_training_is_tested_here() -> None:
+    tested = {point.split(":")[0] for kills in KILLS.values() for point in kills.values()}
+    assert tested >= {point for point in CRASH_POINTS if point.startswith(("step.", "generation.", "checkpoint."))}
 
 
 @pytest.mark.timeout(1200)
