@@ -32,8 +32,7 @@ class AnceConfig:
         "contrastive" adds every passage of the batch as a candidate (InfoNCE), known positives masked.
     scale: multiplies scores; by default 20 for encoders that L2-normalise and 1 otherwise.
     start: where negatives come from until the first refresh: "random" passages, "bm25", the untrained encoder's own
-    "index",
-        or the negatives that the "dataset" brings.
+        "index", or the negatives that the "dataset" brings.
     refresh: "sync" stops every `refresh_every` ("500", "500 steps", "2 epochs", or ranges of steps with an interval
         each, "0-1000:500,1000-:1000"), encodes, indexes and mines anew. "rolling" encodes a slice of the corpus before
         every step, in place, and mines each batch's queries just before the batch is made; `refresh_every` then says
@@ -55,7 +54,7 @@ class AnceConfig:
         their gradients, which bounds memory whatever the batch size. The result is that of one pass.
     topk, negatives_per_query: how many negatives are drawn, from the topk retrieved passages that are not positives.
     sampler: how, for what the encoder retrieves: a preset ("ance", uniformly; "star", "ance-tele", "nv-retriever",
-        "simans"), with changes after commas ("simans,a=50"); see `SamplerConfig`.
+        "simans"), with changes after commas ("simans,a=50"); see `SamplerConfig`. "rolling" takes "ance" alone.
     """
 
     output_dir: str
