@@ -72,6 +72,7 @@ def compile_library(source: str, folder: Path) -> ctypes.CDLL:
         pytest.skip("no nvcc (or none of its headers) or no g++")
     library = folder / f"{source}.so"
     command = ["g++", "-std=c++17", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    command += ["-fno-gnu-unique"]  # the executor is inline: two libraries in one process must not share it
     command += [f"-I{ROOT / 'csrc'}", f"-isystem{include}", "-o", str(library), str(SOURCES / f"{source}.cpp")]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -582,3 +583,9 @@ def test_the_shim_exchanges_values_as_a_warp_does(shim):
         error, out = run_shim(shim, "exchanges", order)
         assert not error
         assert bool(out.all())
+
+
+def test_libraries_in_one_process_keep_their_own_shared_memory(kernels, shim):
+    for _ in range(2):
+        assert run_shim(shim, "exchanges")[0] == ""
+        check(kernels, Case((1, 63, 0, 65, 127), 32))
