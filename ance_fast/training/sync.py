@@ -11,14 +11,13 @@ import numpy as np
 from ance_fast.crash_points import crash_point
 from ance_fast.errors import ConfigError
 from ance_fast.models.encoder import Encoder
-from ance_fast.training.candidate_sources import refreshed_candidates
 from ance_fast.training.examples import Examples
 from ance_fast.training.generations import Generation, newest_before
 from ance_fast.training.negative_table import UNENCODED
 from ance_fast.training.negatives import NegativeTable
-from ance_fast.training.refresh import hardness, take_snapshot
+from ance_fast.training.new_generation import new_generation
 from ance_fast.training.refresher import RunParts
-from ance_fast.training.staleness import OVERLAP_DEPTH, overlap
+from ance_fast.training.staleness import overlap
 from ance_fast.training.start import start_table
 
 PROBE_QUERIES = 64
@@ -83,29 +82,9 @@ class SyncRefresh:
             report["probe_overlap"] = found
             if found >= config.refresh_overlap and not self._too_old_if_skipped(step):
                 return report
-        snapshot = take_snapshot(
-            parts.encoder, parts.examples, factory=config.index_factory, batch_tokens=config.batch_tokens
-        )
-        table = refreshed_candidates(
-            snapshot,
-            parts.examples,
-            parts.sampler,
-            previous.table,
-            topk=config.topk,
-            generation=previous.number + 1,
-            step=step,
-        )
-        stale = hardness(snapshot, parts.examples, previous.table)
-        report |= {f"stale_{name}": value for name, value in stale.items()}
-        report |= hardness(snapshot, parts.examples, table)
-        report |= table.filtered_shares()
-        if previous.table.candidates.shape[1]:
-            kept = overlap(previous.table.candidates, table.candidates)
-            report[f"overlap@{OVERLAP_DEPTH}"] = float(kept.mean())
-        report |= parts.dev(parts.encoder, snapshot.index, step)
-        fingerprint = parts.encoder.fingerprint()
-        self._swap(Generation(fingerprint, replace(table, metrics=report), snapshot.index))
-        return {"generation": float(table.generation), **report}
+        generation = new_generation(parts, previous, step)
+        self._swap(replace(generation, table=replace(generation.table, metrics={**report, **generation.metrics})))
+        return {"generation": float(generation.number), **report, **generation.metrics}
 
     def _swap(self, generation: Generation) -> None:
         # Published first: what a checkpoint was trained on has to be there when the run is taken up from it.

@@ -16,14 +16,12 @@ Files under `output_dir`: `passages/` token store, `generations/step-*` with the
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import logging
 import math
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,20 +30,20 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 
-from ance_fast.artifacts import open_artifact, write_json
 from ance_fast.crash_points import crash_point
 from ance_fast.data.dataset import Dataset
 from ance_fast.data.packing import PackedBatch
-from ance_fast.errors import ArtifactError, ConfigError
+from ance_fast.errors import ArtifactError
 from ance_fast.evaluation import Evaluation, evaluate
 from ance_fast.index import Index
 from ance_fast.models.encoder import Encoder
+from ance_fast.training.arguments import stock_arguments
 from ance_fast.training.batch import BatchMaker, TrainingBatch
 from ance_fast.training.callbacks import ProgressCallback, tensorboard_callback
 from ance_fast.training.candidate_sources import run_sampler
-from ance_fast.training.checkpoints import cut_log, keep_newest, newest_valid_checkpoint, publish_checkpoint
+from ance_fast.training.checkpoints import keep_newest, publish_checkpoint
 from ance_fast.training.config import AnceConfig
 from ance_fast.training.dev import DevMeasure, HeldOut
 from ance_fast.training.examples import Examples, prepare
@@ -56,6 +54,7 @@ from ance_fast.training.negative_log import NegativeLog
 from ance_fast.training.negatives import NegativeTable
 from ance_fast.training.refresh import take_snapshot
 from ance_fast.training.refresher import RunParts
+from ance_fast.training.run_folder import RunFolder, data_identity, step_of
 
 logger = logging.getLogger(__name__)
 
@@ -92,13 +91,14 @@ class AnceTrainer(Trainer):
     ) -> None:
         self.ance = config
         self.folder = Path(config.output_dir)
+        self.run_folder = RunFolder(self.folder)
         self.encoder = encoder
         lengths = {"max_query_length": config.max_query_length, "max_document_length": config.max_document_length}
         encoder.set_lengths(**lengths)
         if not encoder.layout.normalize:
             # Scores in training, mining and search are inner products: the checkpoint says so.
             encoder.layout = replace(encoder.layout, similarity="dot")
-        self._start_fingerprint = encoder.fingerprint()
+        start = encoder.fingerprint()
         evaluate({"q": {"d": 1.0}}, {"q": {"d": 1}}, metrics=config.metrics)  # an unknown metric is refused now
         if config.dropout is not None:
             encoder.backbone.set_dropout(config.dropout)
@@ -108,9 +108,10 @@ class AnceTrainer(Trainer):
             self.folder / "passages",
             num_proc=config.num_proc,
             show_progress=True,
-            replace=not self._has_checkpoints(),
+            replace=not self.run_folder.has_checkpoints(),
         )
         self.held_out = HeldOut(dev, encoder) if dev is not None and dev.queries else None
+        self._data = data_identity(start, self.examples, self.held_out)
         self.dev = DevMeasure(self.held_out, config.metrics, self.folder)
         self.scale = config.scale if config.scale is not None else (20.0 if encoder.layout.normalize else 1.0)
         self._progress = ProgressCallback()
@@ -121,7 +122,7 @@ class AnceTrainer(Trainer):
         self.steps_per_epoch = max(1, math.ceil(len(self.examples) / per_step))
         super().__init__(
             model=encoder,
-            args=self._arguments(),
+            args=stock_arguments(config, self.folder, self.steps_per_epoch, use_cpu=encoder.device.type == "cpu"),
             train_dataset=_QueryIndices(len(self.examples)),
             data_collator=_collate,
             callbacks=[*(callbacks or []), self._progress],
@@ -165,8 +166,8 @@ class AnceTrainer(Trainer):
         """
         checkpoint = self._resume_point() if resume else None
         if checkpoint is None:
-            self._begin()
-        step = int(open_artifact(checkpoint, "checkpoint", verify=False)["step"]) if checkpoint else 0
+            self.run_folder.begin(self._identity())
+        step = step_of(checkpoint) if checkpoint else 0
         board = tensorboard_callback(self.folder / "tensorboard", purge_step=step + 1 if checkpoint else None)
         if board is not None:
             self.add_callback(board)
@@ -241,43 +242,20 @@ class AnceTrainer(Trainer):
 
     # ---- beginning, resuming, ending ----
 
-    def _begin(self) -> None:
-        if self._has_checkpoints():
-            raise ConfigError(f"{self.folder}: holds checkpoints of a run; resume it, or choose another output folder")
-        for name in ("generations", "best", "tensorboard"):
-            shutil.rmtree(self.folder / name, ignore_errors=True)
-        (self.folder / "best.json").unlink(missing_ok=True)
-        for log in ("metrics.jsonl", "negatives.jsonl"):
-            cut_log(self.folder / log, lambda entry: False)
-        write_json(self.folder / "config.json", {"settings": self.ance.settings(), "data": self._data_identity()})
-
     def _resume_point(self) -> Path | None:
-        try:
-            earlier = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError) as error:
-            raise ArtifactError(f"{self.folder}: no run to resume (config.json: {error})") from error
-        now = json.loads(json.dumps({"settings": self.ance.settings(), "data": self._data_identity()}))
-        different = [
-            f"{name}: {earlier[part].get(name)!r} then, {value!r} now"
-            for part in ("settings", "data")
-            for name, value in now[part].items()
-            if earlier[part].get(name) != value
-        ]
-        if different:
-            raise ConfigError(f"{self.folder}: cannot resume with other settings or data ({'; '.join(different)})")
-        if not self._has_checkpoints():
-            logger.info("%s: killed before its first checkpoint, so the run begins anew", self.folder)
+        checkpoint = self.run_folder.resume_point(self._identity())
+        if checkpoint is None:
             return None
-        checkpoint = newest_valid_checkpoint(self.folder / "checkpoints")
-        step = int(open_artifact(checkpoint, "checkpoint", verify=False)["step"])
+        step = step_of(checkpoint)
         self.refresher.resume(checkpoint / "resident", step)
         self._checkpoint = checkpoint
         self.dev.resume()
-        cut_log(self.folder / "metrics.jsonl", lambda e: e["step"] < step or (e["step"] == step and "loss" in e))
-        cut_log(self.folder / "negatives.jsonl", lambda e: e["step"] < step)
         assert self.table is not None
         logger.info("resuming from %s with negatives of step %d", checkpoint, self.table.step)
         return checkpoint
+
+    def _identity(self) -> dict[str, Any]:
+        return {"settings": self.ance.settings(), "data": self._data}
 
     def _finish(self) -> dict[str, float]:
         self.encoder.eval()
@@ -349,47 +327,3 @@ class AnceTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.encoder.load_weights(resume_from_checkpoint)
-
-    def _arguments(self) -> TrainingArguments:
-        config = self.ance
-        settings: dict[str, Any] = {
-            "output_dir": str(self.folder),
-            "max_steps": config.max_steps,
-            "per_device_train_batch_size": config.batch_size,
-            "gradient_accumulation_steps": config.gradient_accumulation_steps,
-            "learning_rate": config.learning_rate,
-            "warmup_steps": round(config.warmup_fraction * config.max_steps),
-            "lr_scheduler_type": config.lr_scheduler,
-            "weight_decay": config.weight_decay,
-            "max_grad_norm": config.max_grad_norm,
-            "save_strategy": "steps",
-            "save_steps": config.save_steps(self.steps_per_epoch),
-            "logging_strategy": "steps",
-            "logging_steps": config.logging_steps,
-            "seed": config.seed,
-            "data_seed": config.seed,
-            "report_to": "none",
-            "disable_tqdm": True,
-            "remove_unused_columns": False,
-            "dataloader_pin_memory": False,
-            "use_cpu": self.encoder.device.type == "cpu",
-        }
-        arguments = TrainingArguments(**{**settings, **config.trainer_arguments})
-        # Several GPUs are for torchrun, a process each: the stock trainer would wrap the model in DataParallel, which
-        # cannot split a packed batch.
-        arguments._n_gpu = min(1, arguments.n_gpu)
-        return arguments
-
-    def _data_identity(self) -> Mapping[str, Any]:
-        examples, digest = self.examples, hashlib.blake2b(digest_size=16)
-        digest.update(examples.positive_offsets.tobytes() + examples.positive_rows.tobytes())
-        return {
-            "start": self._start_fingerprint,
-            "passages": examples.passages.manifest["content"],
-            "queries": examples.queries.manifest["content"],
-            "positives": digest.hexdigest(),
-            "dev": self.held_out.queries.manifest["content"] if self.held_out else None,
-        }
-
-    def _has_checkpoints(self) -> bool:
-        return any((self.folder / "checkpoints").glob("step-*"))

@@ -37,7 +37,7 @@ def rolling_of(trainer: AnceTrainer) -> RollingRefresh:
 def begun(tiny_bert: Path, wiki: Path, output: Path, steps: int, **settings: Any) -> tuple[AnceTrainer, RollingRefresh]:
     """A trainer whose refresher has seen the first steps, from 0, with weights that change in between."""
     trainer = make_trainer(tiny_bert, wiki, output, **{**ROLLING, **settings})
-    trainer._begin()
+    trainer.run_folder.begin(trainer._identity())
     for step in range(steps):
         change_weights(trainer, step)
         trainer.refresher.before_step(step)

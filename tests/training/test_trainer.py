@@ -238,7 +238,7 @@ def test_another_corpus_is_refused_and_leaves_the_run_as_it_was(
 
 def test_a_new_run_forgets_what_an_abandoned_one_left(tiny_bert: Path, wiki: Path, tmp_path: Path) -> None:
     abandoned = make_trainer(tiny_bert, wiki, tmp_path / "out", start="random")
-    abandoned._begin()
+    abandoned.run_folder.begin(abandoned._identity())
     abandoned._refresh_if_due()
     assert [path.name for path in (tmp_path / "out" / "generations").iterdir()] == ["step-00000000-random"]
     make_trainer(tiny_bert, wiki, tmp_path / "out", max_steps=1, refresh="none").train()
