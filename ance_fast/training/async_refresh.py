@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 # How long a wait goes on before it is looked whether a Ctrl-C has come.
 TICK_SECONDS = 1.0
+SAY_SECONDS = 30.0
 
 
 class AsyncRefresh:
@@ -167,11 +168,15 @@ class AsyncRefresh:
         }
 
     def _wait(self, link: WorkerLink, step: int) -> dict[str, float] | None:
-        started, report = time.monotonic(), None
+        started = said = time.monotonic()
+        report = None
         while self._too_old(link, step):
             if link.asked is None:
                 self._hand_over(link, step)
             report = self._receive(link, step, TICK_SECONDS) or report
+            if time.monotonic() - said > SAY_SECONDS:
+                said = time.monotonic()
+                logger.info("step %d: waiting for the refresh worker since %.0f s", step, said - started)
         seconds = time.monotonic() - started
         logger.info("step %d: waited %.1f s for negatives not older than %d steps", step, seconds, int(self._bound))
         return report

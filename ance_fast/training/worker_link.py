@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -48,8 +47,10 @@ class WorkerLink:
         self._threads = threads
         self._log = parts.folder / "worker.log"
         self._weights = SharedWeights.for_module(parts.encoder)
-        self._scratch = Path(tempfile.mkdtemp(prefix="ance-fast-worker-"))
-        parts.encoder.write(self._scratch)
+        self._encoder = parts.folder / ".worker-encoder"
+        shutil.rmtree(self._encoder, ignore_errors=True)
+        self._encoder.mkdir(parents=True)
+        parts.encoder.write(self._encoder)
         self._deaths = 0
         self._since = 0.0
         self._log.unlink(missing_ok=True)
@@ -79,13 +80,11 @@ class WorkerLink:
         try:
             message = self._connection.recv() if self._connection.poll(timeout) else None
         except (EOFError, OSError):
-            # The connection closes a moment before the process is gone.
-            self._restart(f"ended with status {self._process.wait(timeout=10)}")
+            self._restart("died")
             return None
         if isinstance(message, Failed):
             if message.lasting:
                 raise WorkerError(f"refresh worker: {message.message} (see {self._log})")
-            self._process.wait(timeout=10)
             self._restart(f"failed: {message.message}")
             return None
         if message is not None:
@@ -99,7 +98,7 @@ class WorkerLink:
         self._process.wait()
         self._connection.close()
         self._weights.close()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        shutil.rmtree(self._encoder, ignore_errors=True)
         sweep(self._parts.folder / "generations")
 
     def busy_until_now(self) -> float:
@@ -114,8 +113,13 @@ class WorkerLink:
         self._deaths += 1
         self._idle()
         self._connection.close()
-        signalled = f" ({signal.Signals(-self._process.returncode).name})" if self._process.returncode < 0 else ""
-        message = f"the refresh worker {how}{signalled}; what it wrote is in {self._log}"
+        try:  # the connection closes a moment before the process is gone
+            status = self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            status = self._process.wait()
+        ended = signal.Signals(-status).name if status < 0 else f"status {status}"
+        message = f"the refresh worker {how} ({ended}); what it wrote is in {self._log}{_last_line(self._log)}"
         if self._deaths >= MOST_DEATHS:
             raise WorkerError(f"{message}. That was {self._deaths} times in a row: the run ends; resume it when mended")
         logger.warning("%s. Starting it again with the last whole generation", message)
@@ -141,7 +145,7 @@ class WorkerLink:
         backbone = self._parts.encoder.backbone
         job = Job(
             parts={**parts, "rank": 0, "world_size": 1},
-            encoder=self._scratch,
+            encoder=self._encoder.absolute(),
             attention=backbone.mode,
             dtype=str(backbone.dtype).removeprefix("torch."),
             device=self._device,
@@ -154,6 +158,12 @@ class WorkerLink:
             self._connection.send(job)
         except OSError:
             return  # it has died already, which `poll` finds
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    return f", last: {last.strip()[:200]}" if last else ""
 
 
 def sweep(generations: Path) -> None:
