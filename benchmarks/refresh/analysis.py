@@ -39,8 +39,8 @@ def time_to(points: Curve, target: float) -> float | None:
 def time_to_quality(results: Sequence[Result], start: float) -> list[dict[str, Any]]:
     """A row for each target: seconds of every contestant with every seed, and ratios to the peer's and to sync's.
 
-    The targets of a seed are shares of the best that sync reached, and the best that all of them reached. A ratio above
-    1 says that the contestant was faster. Seeds that lack a contestant are left out.
+    The targets of a seed are shares of the best that sync reached, and the best that all reached that refresh at all. A
+    ratio above 1 says that the contestant was faster. Seeds that lack a contestant are left out.
     """
     modes = list(dict.fromkeys(result["mode"] for result in results))
     by_seed: dict[int, dict[str, Curve]] = {}
@@ -55,7 +55,7 @@ def time_to_quality(results: Sequence[Result], start: float) -> list[dict[str, A
         }
         rows.append(
             {
-                "target": "the best that all reached" if share is None else f"{share:.0%} of sync's best",
+                "target": "the best that all that refresh reached" if share is None else f"{share:.0%} of sync's best",
                 "values": targets,
                 "seconds": seconds,
                 "faster": {
@@ -70,7 +70,7 @@ def time_to_quality(results: Sequence[Result], start: float) -> list[dict[str, A
 
 def _target(curves: dict[str, Curve], share: float | None) -> float:
     if share is None:
-        return min(max(value for _, value in points) for points in curves.values())
+        return min(max(value for _, value in points) for mode, points in curves.items() if mode != "none")
     return share * max(value for _, value in curves["sync"])
 
 

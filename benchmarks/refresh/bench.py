@@ -80,6 +80,8 @@ class Bench:
             model,
             device=self.settings.device,
             dtype="float32",
+            # The peer's loss compares by cosine.
+            normalize=True,
             num_layers=layers,
             max_query_length=length,
             max_document_length=length,

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             **results.describe_system(list(arguments if arguments is not None else sys.argv[1:]), settings.threads, {}),
             PEER: importlib.metadata.version(PEER),
         },
-        "settings": {**dataclasses.asdict(settings), "model": Path(settings.model).name},
+        "settings": {**dataclasses.asdict(settings), "model": model_name(options)},
         "data": {},
     }
     for data in options.data:
@@ -79,16 +79,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", nargs="+", help="medquad, debian, demo or BEIR folders with splits train and dev")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--passages", type=int, default=3000)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--modes", nargs="+", default=list(MODES), metavar="MODE", help=", ".join(MODES))
+    parser.add_argument("--seeds", nargs="+", default=["0", "1", "2"])
+    parser.add_argument("--passages", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--batch", type=int, default=16, help="queries a step [%(default)s]")
     parser.add_argument("--max-length", type=int, default=48, help="tokens [%(default)s]")
     parser.add_argument("--layers", type=int, default=2, help="of the model that are kept [%(default)s]")
     parser.add_argument("--topk", type=int, default=20, help="passages that negatives are drawn from [%(default)s]")
-    parser.add_argument("--points", type=int, default=5, help="measurements of dev on the way [%(default)s]")
+    parser.add_argument("--points", type=int, default=4, help="measurements of dev on the way [%(default)s]")
     parser.add_argument("--pairs", type=int, default=40, help="of steps, for rolling-overhead [%(default)s]")
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--quality-learning-rate", type=float, default=4e-4)
@@ -99,7 +99,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="keep the results that DIR has already")
     parser.add_argument("--keep", action="store_true", help="keep the texts and the first weights too")
     options = parser.parse_args(arguments)
-    options.data = options.data or default_data()
+    options.data = listed(options.data or default_data())
+    options.parts, options.modes = listed(options.parts), listed(options.modes)
+    for name, choices in (("parts", PARTS), ("modes", MODES)):
+        for wrong in sorted(set(getattr(options, name)) - set(choices)):
+            parser.error(f"--{name}: {wrong!r} is none of {', '.join(choices)}")
+    try:
+        options.seeds = [int(seed) for seed in listed(options.seeds)]
+    except ValueError as error:
+        parser.error(f"--seeds: {error}")
+    if "time-to-quality" in options.parts and "sync" not in options.modes:
+        parser.error("time-to-quality is measured against sync, which --modes leaves out")
+    if "throughput" in options.parts and "none" not in options.modes:
+        parser.error("throughput is measured against a run without refresh; add none to --modes")
     for name in ("passages", "batch", "max_length", "layers", "topk", "pairs", "threads"):
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be positive")
@@ -108,6 +120,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if not 1 <= options.points <= options.steps:
         parser.error("--points must be between 1 and --steps")
     return options
+
+
+def listed(values: Sequence[str]) -> list[str]:
+    """Each value once, whether they were given apart or with commas."""
+    return list(dict.fromkeys(part for value in values for part in value.split(",") if part))
+
+
+def model_name(options: argparse.Namespace) -> str:
+    return Path(options.model).name if options.model else "all-MiniLM-L6-v2"
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
