@@ -1,6 +1,6 @@
 """One command for every suite of measurements.
 
-    python -m benchmarks.run --suite ops|encode|ring|index|topk|pipeline|scale --out DIR [options of the suite]
+    python -m benchmarks.run --suite ops|encode|ring|index|topk|pipeline|scale|refresh --out DIR [options of the suite]
 
 `--suite NAME --help` shows what a suite measures and its options.
 """
@@ -21,6 +21,7 @@ SUITES = {
     "topk": "benchmarks.topk",
     "pipeline": "benchmarks.pipeline",
     "scale": "benchmarks.scale",
+    "refresh": "benchmarks.refresh.run",
 }
 
 

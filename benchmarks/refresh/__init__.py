@@ -1,0 +1,1 @@
+"""What refreshing negatives costs and what it brings, beside sentence-transformers' way to do it."""
