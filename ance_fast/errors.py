@@ -22,5 +22,9 @@ class ConfigError(AnceFastError, ValueError):
     """Settings that contradict each other or cannot be satisfied."""
 
 
+class RankError(AnceFastError):
+    """Another process of a run that trains in several failed or is gone."""
+
+
 class MissingDependencyError(AnceFastError, ImportError):
     """An optional package is needed; the message names the extra that installs it."""
