@@ -33,8 +33,6 @@ def stock_arguments(config: AnceConfig, folder: Path, steps_per_epoch: int, *, u
         "remove_unused_columns": False,
         "dataloader_pin_memory": False,
         "use_cpu": use_cpu,
-        # Buffers are constants here (position ids); ranks would send them to each other before every batch.
-        "ddp_broadcast_buffers": False,
     }
     arguments = TrainingArguments(**{**settings, **config.trainer_arguments})
     # Several GPUs are for torchrun, a process each: the stock trainer would wrap the model in DataParallel, which

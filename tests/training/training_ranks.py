@@ -1,8 +1,8 @@
 """Training runs of several processes, for test_ranks.py: `training_ranks.py PLAN.json`.
 
-The plan is a list of scenes {"name", "do", "size", ...}. For each of them `size` processes are forked from this one, which
-has imported everything and computed nothing, and meet over a file as torchrun's would over its store. Each writes what
-it found to FOLDER/NAME.RANK.json: {"result": ...} or {"error": its class and message}.
+The plan is a list of scenes {"name", "do", "size", ...}. For each of them `size` processes are forked from this one,
+which has imported everything and computed nothing, and meet over a file as torchrun's would over its store. Each writes
+what it found to FOLDER/NAME.RANK.json: {"result": ...} or {"error": its class and message}.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ Plan = dict[str, Any]
 
 def train(plan: Plan, scene: Plan) -> Any:
     """Train; what every batch's negatives and losses were is in the run's logs."""
-    arm(scene.get("die_at") if os.environ["RANK"] == scene.get("dies", "0") else None)
+    arm(scene.get("die_at") if _rank() == scene.get("dies", 0) else None)
     trainer = make_trainer(
         Path(plan["model"]), Path(plan["data"]), Path(plan["folder"]) / scene["run"], **scene["settings"]
     )
-    if scene.get("fails") == os.environ["RANK"]:
+    if scene.get("fails") == _rank():
         _fail_in(trainer, scene["where"])
     report = trainer.train(resume=scene.get("resume", False))
     return {"dev": report, "weights": trainer.encoder.fingerprint(), "best": trainer.dev.best}
@@ -97,6 +97,10 @@ def die(plan: Plan, scene: Plan) -> Any:
     return _message(lambda: ranks.each(lambda: None))
 
 
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 def _numbered(start: int, stop: int) -> tuple[np.ndarray, ...]:
     rows = np.arange(start, stop)
     return rows.astype(np.int32)[:, None].repeat(3, 1), rows / 2, rows[:, None, None] > np.zeros((1, 2, 1))
@@ -138,12 +142,13 @@ SCENES: dict[str, Callable[[Plan, Plan], Any]] = {"train": train, "generation": 
 def _one_rank(plan: Plan, scene: Plan, rank: int) -> None:
     size, name = scene["size"], scene["name"]
     faulthandler.dump_traceback_later(200, exit=True)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size)}
-    # Else the address of this host's name, which need not be reachable.
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     target = Path(plan["folder"]) / f"{name}.{rank}.json"
     try:
         if size > 1:
+            local = {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size)}
+            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), **local}
+            # Else the address of this host's name, which need not be reachable.
+            os.environ["GLOO_SOCKET_IFNAME"] = "lo"
             meeting = f"file://{plan['folder']}/{name}.meeting"
             dist.init_process_group(
                 "gloo", init_method=meeting, rank=rank, world_size=size, timeout=timedelta(seconds=60)
