@@ -26,5 +26,9 @@ class WorkerError(AnceFastError):
     """The process that refreshes negatives beside a run cannot do its work."""
 
 
+class RankError(AnceFastError):
+    """Another process of a run that trains in several failed or is gone."""
+
+
 class MissingDependencyError(AnceFastError, ImportError):
     """An optional package is needed; the message names the extra that installs it."""

@@ -10,6 +10,7 @@ import functools
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -75,13 +76,40 @@ def main() -> None:
     """Entry point of the `ance-fast` script."""
     debug = "--debug" in sys.argv
     try:
-        app()
+        _leave_at_once(app) if _one_of_several() else app()
     except _Interrupted:
         _fail("interrupted", 130)
     except (AnceFastError, OSError, MemoryError) as error:
         if debug:
             raise
         _fail(f"error: {error}", 2 if isinstance(error, ConfigError) else 1)
+
+
+def _one_of_several() -> bool:
+    """Whether torchrun started this process beside others."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def _leave_at_once(command: Callable[[], None]) -> None:
+    """Run `command` and end the process, also after an error that `main` does not know.
+
+    A process that waits for its connections' threads may wait for ever, and as long as it is there torchrun lets the
+    others wait for it.
+    """
+    try:
+        command()
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except (_Interrupted, AnceFastError, OSError, MemoryError):
+        raise
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
 
 
 def _fail(message: str, status: int) -> None:
@@ -101,6 +129,8 @@ def _silence_libraries() -> None:
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if _one_of_several():
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 from ance_fast.crash_points import crash_point
-from ance_fast.errors import ConfigError
 from ance_fast.training.config import AnceConfig
 from ance_fast.training.generations import Generation, drop_from, newest_before
 from ance_fast.training.negative_table import UNENCODED
@@ -36,11 +35,9 @@ SAY_SECONDS = 30.0
 
 
 class AsyncRefresh:
-    """The first rank has the worker and decides; the others are told which generation to use."""
+    """Where several processes train, the first has the worker and decides; it sends the others what it takes up."""
 
     def __init__(self, parts: RunParts) -> None:
-        if parts.world_size > 1:
-            raise ConfigError(f"refresh='async' runs in one process, here are {parts.world_size}; use refresh='sync'")
         self.generation: Generation | None = None
         self.seconds = 0.0
         self._parts = parts
@@ -53,20 +50,22 @@ class AsyncRefresh:
 
     def before_step(self, step: int) -> dict[str, float] | None:
         """Take up what the worker has made, hand over what is due, and wait if the negatives would be too old."""
+        parts = self._parts
         if self.generation is None:
-            parts = self._parts
-            table = start_table(parts.config, parts.encoder, parts.examples, parts.sampler)
-            generation = Generation(parts.encoder.fingerprint(), table)
-            generation.publish(self._generations)
+            table = start_table(parts.config, parts.encoder, parts.examples, parts.sampler, parts.ranks)
+            begun = Generation(parts.encoder.fingerprint(), table)
+            parts.ranks.first(lambda: begun.publish(self._generations))
+            self._take_up(begun)
+        started, before = time.monotonic(), self.generation
+
+        def decide() -> tuple[dict[str, float] | None, Generation | None]:
+            report = self._decide(step)
+            assert self.generation is not None
+            return report, None if self.generation is before else self.generation
+
+        report, generation = parts.ranks.first(decide)
+        if generation is not None and not parts.ranks.leads:
             self._take_up(generation)
-        started = time.monotonic()
-        link = self._link or self._start()
-        report = self._receive(link, step, 0.0)
-        self._due |= self._is_due(link, step)
-        if self._due and link.asked is None:
-            self._hand_over(link, step)
-        if self._too_old(link, step):
-            report = self._wait(link, step)
         self.seconds += time.monotonic() - started
         return report
 
@@ -96,8 +95,7 @@ class AsyncRefresh:
 
     def resume(self, folder: Path, step: int) -> None:
         """Take up the newest generation whose weights the run still has; those of weights it has lost are removed."""
-        drop_from(self._generations, max(step, 1))
-        self.generation = newest_before(self._generations, step)
+        self.generation = self._parts.ranks.first(lambda: self._newest(step))
         self._asked_for = bisect_right(self._parts.steps, self.generation.step)
 
     def close(self) -> None:
@@ -108,6 +106,20 @@ class AsyncRefresh:
         if self._threads_before is not None:
             torch.set_num_threads(self._threads_before)
             self._threads_before = None
+
+    def _decide(self, step: int) -> dict[str, float] | None:
+        link = self._link or self._start()
+        report = self._receive(link, step, 0.0)
+        self._due |= self._is_due(link, step)
+        if self._due and link.asked is None:
+            self._hand_over(link, step)
+        if self._too_old(link, step):
+            report = self._wait(link, step)
+        return report
+
+    def _newest(self, step: int) -> Generation:
+        drop_from(self._generations, max(step, 1))
+        return newest_before(self._generations, step)
 
     @property
     def _bound(self) -> float:

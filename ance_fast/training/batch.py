@@ -34,6 +34,11 @@ class TrainingBatch:
     negatives: np.ndarray
     known: tuple[np.ndarray, np.ndarray]
 
+    @property
+    def negative_rows(self) -> np.ndarray:
+        """The negatives as rows in the corpus, int64 [B, H], -1: none."""
+        return np.where(self.negatives >= 0, self.passage_rows[self.negatives], -1)
+
 
 class BatchMaker:
     """Builds batches from the token stores of `examples`.

@@ -90,12 +90,8 @@ def look_ahead(
     """The passages nearest to one of the query's positives, drawn anew each generation (Sun et al., EMNLP 2022)."""
     every = np.arange(len(examples))
     chosen = choose_positives(examples, every, seed=seed, step=generation)
-    positives = examples.positive_offsets, examples.positive_rows
-    found = snapshot.index.search(
-        snapshot.passages[chosen], min(topk, len(examples.passages)), exclude_positions=positives
-    )
-    rows, scores = found.positions.astype(np.int32), found.scores.astype(np.float32)
-    return NegativeTable(rows, scores, "look-ahead", generation, step)
+    rows, scores = snapshot.nearest(snapshot.passages[chosen], examples, topk)
+    return NegativeTable(rows.astype(np.int32), scores.astype(np.float32), "look-ahead", generation, step)
 
 
 def random_candidates(examples: Examples, count: int, seed: int, *, generation: int, step: int) -> NegativeTable:

@@ -37,7 +37,6 @@ class DevMeasure:
 
     Attributes:
         best: (value, step) of that encoder, None before the first measurement.
-        writes: whether this process keeps it; all of them measure.
     """
 
     def __init__(self, held_out: HeldOut | None, metrics: tuple[str, ...], folder: Path) -> None:
@@ -45,7 +44,6 @@ class DevMeasure:
         self.metrics = metrics
         self.best: tuple[float, int] | None = None
         self._folder = folder
-        self.writes = True
 
     def __call__(self, encoder: Encoder, index: Index, step: int) -> dict[str, float]:
         """{"eval_" + metric: value} of the current weights; empty without dev queries."""
@@ -53,7 +51,7 @@ class DevMeasure:
             return {}
         evaluation = evaluate(self.held_out.search(encoder, index), self.held_out.qrels, metrics=self.metrics)
         value = evaluation[self.metrics[0]]
-        if self.writes and (self.best is None or value > self.best[0]):
+        if self.best is None or value > self.best[0]:
             self.best = (value, step)
             encoder.save(self._folder / "best")
             write_json(self._folder / "best.json", {"metric": self.metrics[0], "value": value, "step": step})

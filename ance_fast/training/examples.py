@@ -11,6 +11,7 @@ from ance_fast.data.dataset import Dataset
 from ance_fast.data.token_store import TokenStore
 from ance_fast.errors import DataError
 from ance_fast.models.encoder import Encoder
+from ance_fast.training.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -55,24 +56,40 @@ def prepare(
     num_proc: int = 1,
     show_progress: bool = False,
     replace: bool = True,
+    ranks: Ranks = ALONE,
 ) -> Examples:
     """Tokenise the corpus once into the store `path` and the training queries into memory.
 
-    Without `replace`, a store of another corpus at `path` is refused instead of replaced.
+    Without `replace`, a store of another corpus at `path` is refused instead of replaced. Of several `ranks` the first
+    builds the store and the others open it.
 
     Raises `DataError` when no query has a known positive, or when every passage is a positive of some query and of no
     use as a negative (a corpus of one passage).
     """
-    passages = TokenStore.build(
-        dataset.corpus,
-        encoder.tokenizer,
-        path,
-        max_length=max_document_length or encoder.max_document_length,
-        prompt=encoder.document_prompt,
-        num_proc=num_proc,
-        show_progress=show_progress,
-        replace=replace,
-    )
+    max_length, prompt = max_document_length or encoder.max_document_length, encoder.document_prompt
+    built: list[TokenStore] = []  # a store cannot be sent: every process maps the files itself
+
+    def build() -> None:
+        store = TokenStore.build(
+            dataset.corpus,
+            encoder.tokenizer,
+            path,
+            max_length=max_length,
+            prompt=prompt,
+            num_proc=num_proc,
+            show_progress=show_progress,
+            replace=replace,
+        )
+        built.append(store)
+
+    def opened() -> None:
+        if not built:
+            kept = {"tokenizer": encoder.tokenizer, "max_length": max_length, "prompt": prompt}
+            built.append(TokenStore.open(path, **kept, verify=False))
+
+    ranks.first(build)
+    ranks.each(opened)
+    (passages,) = built
     qrels = dataset.training_qrels(passages.ids)
     positives = {
         query: sorted(document for document, grade in judged.items() if grade > 0)

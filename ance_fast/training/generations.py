@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,11 @@ class Generation:
     def path_in(self, folder: Path) -> Path:
         """Where `publish` writes it."""
         return folder / f"step-{self.step:08d}-{self.table.source}"
+
+    def identity(self) -> tuple[int, int, str, str]:
+        """Number, step, fingerprint and BLAKE2b of the candidates: equal exactly for the same negatives."""
+        digest = hashlib.blake2b(self.table.candidates.tobytes(), digest_size=16)
+        return self.number, self.step, self.fingerprint, digest.hexdigest()
 
     def publish(self, folder: Path) -> Path:
         """Write it into `folder`, whole or not at all; returns where. The index is not written."""

@@ -5,16 +5,20 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from ance_fast.ops import contrastive_loss, pairwise_loss
 from ance_fast.training.batch import TrainingBatch
 
 
-def batch_loss(kind: str, embeddings: Tensor, batch: TrainingBatch, scale: float) -> Tensor:
+def batch_loss(
+    kind: str, embeddings: Tensor, batch: TrainingBatch, scale: float, group: ProcessGroup | None = None
+) -> Tensor:
     """Scalar loss of a batch whose `embeddings` [B + N, dim] are its B queries and then its N distinct passages.
 
     "pairwise": ANCE's softplus(scale * (q.n - q.p)) on a query's own negatives. "contrastive": InfoNCE over all N
-    passages, with every known positive of a query but the chosen one masked.
+    passages, with every known positive of a query but the chosen one masked. Of several processes each has a part of the
+    batch (`shared_batch.without_copies`): the mean of their losses is that of the whole, and so is that of gradients.
     """
     device = embeddings.device
     queries, passages = embeddings[: batch.num_queries], embeddings[batch.num_queries :]
@@ -33,4 +37,5 @@ def batch_loss(kind: str, embeddings: Tensor, batch: TrainingBatch, scale: float
         doc_ids=torch.as_tensor(batch.passage_rows, device=device),
         positives=(offsets, documents),
         scale=scale,
+        process_group=group,
     )

@@ -6,13 +6,14 @@ negative is mined by exactly the weights it is first used with.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ance_fast.data.token_store import TokenStore
-from ance_fast.encoding import encode_matrix
+from ance_fast.encoding import encode_spans
 from ance_fast.encoding.budget import default_budget
 from ance_fast.encoding.stages import batches_on
 from ance_fast.index import Index
@@ -20,44 +21,81 @@ from ance_fast.models.encoder import Encoder
 from ance_fast.progress import progress_bar
 from ance_fast.training.examples import Examples
 from ance_fast.training.negatives import NegativeTable, mined_table
+from ance_fast.training.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The corpus and the training queries as one set of weights sees them; embeddings float32 [n, dim]."""
+    """The corpus and the training queries as one set of weights sees them; embeddings float32 [n, dim].
+
+    Every one of `ranks` holds the whole of it.
+    """
 
     passages: np.ndarray
     queries: np.ndarray
     index: Index
+    ranks: Ranks = ALONE
+
+    def nearest(self, vectors: np.ndarray, examples: Examples, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The `k` passages nearest to `vectors` float32 [queries, dim], one for each training query, without its
+        positives: rows and scores [queries, k], -1 past the end. Each rank searches for its share of the queries."""
+        k = min(k, len(examples.passages))
+
+        def search(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+            positives = examples.positives_of(np.arange(start, stop))
+            found = self.index.search(vectors[start:stop], k, exclude_positions=positives)
+            return found.positions, found.scores
+
+        rows, scores = self.ranks.rows(len(vectors), search)
+        return rows, scores
 
 
 def take_snapshot(
-    encoder: Encoder, examples: Examples, *, factory: str, batch_tokens: int | None = None, queries: bool = True
+    encoder: Encoder,
+    examples: Examples,
+    *,
+    factory: str,
+    batch_tokens: int | None = None,
+    queries: bool = True,
+    ranks: Ranks = ALONE,
 ) -> Snapshot:
-    """Encode the corpus (and, with `queries`, the training queries) and index the corpus."""
-    passages = _encoded(encoder, examples.passages, "passages", batch_tokens)
-    encoded = _encoded(encoder, examples.queries, "queries", batch_tokens) if queries else torch.zeros(0, encoder.dim)
+    """Encode the corpus (and, with `queries`, the training queries) and index the corpus.
+
+    Each of `ranks` encodes its share; all of them get everything and index it.
+    """
+    passages = _encoded(encoder, examples.passages, "passages", batch_tokens, ranks)
+    encoded = torch.zeros(0, encoder.dim)
+    if queries:
+        encoded = _encoded(encoder, examples.queries, "queries", batch_tokens, ranks)
     ids, fingerprint = examples.passages.ids.arrow, encoder.fingerprint()
     if factory == "Flat":
         # Searched where it lies, on the encoder's device; the pipeline has checked that it is finite.
         index = Index.over(passages, ids, fingerprint=fingerprint, check=False)
     else:
         index = Index.build(passages, ids, factory=factory, fingerprint=fingerprint)
-    return Snapshot(passages.cpu().numpy(), encoded.cpu().numpy(), index)
+    return Snapshot(passages.cpu().numpy(), encoded.cpu().numpy(), index, ranks)
 
 
-def _encoded(encoder: Encoder, store: TokenStore, what: str, batch_tokens: int | None) -> torch.Tensor:
+def _encoded(encoder: Encoder, store: TokenStore, what: str, batch_tokens: int | None, ranks: Ranks) -> torch.Tensor:
     # Not a measured budget: batches decide the last bits of the weights, and a run must be repeatable.
     budget = batch_tokens or default_budget(encoder.device)
-    with progress_bar(f"encoding {what}", len(store), what) as advance:
-        return encode_matrix(encoder, store, batch_tokens=budget, on_batch=batches_on(advance))
+    matrix = torch.zeros(len(store), encoder.dim, device=encoder.device)
+
+    def encode(start: int, stop: int) -> None:
+        # One bar on the terminal: that of the first rank's share stands for all.
+        bar = progress_bar(f"encoding {what}", stop - start, what) if ranks.leads else nullcontext()
+        with bar as advance:
+            on_batch = batches_on(advance) if advance is not None else None
+            encode_spans(encoder, store, [(start, stop)], resident=matrix, batch_tokens=budget, on_batch=on_batch)
+
+    ranks.fill(matrix, encode)
+    return matrix
 
 
 def mine(snapshot: Snapshot, examples: Examples, *, topk: int, generation: int, step: int) -> NegativeTable:
     """The top `topk` passages of every training query that are not its positives."""
-    positives = (examples.positive_offsets, examples.positive_rows)
-    found = snapshot.index.search(snapshot.queries, min(topk, len(examples.passages)), exclude_positions=positives)
-    return mined_table(examples, found.positions, found.scores, "index", generation, step)
+    rows, scores = snapshot.nearest(snapshot.queries, examples, topk)
+    return mined_table(examples, rows, scores, "index", generation, step)
 
 
 def hardness(snapshot: Snapshot, examples: Examples, table: NegativeTable, *, sample: int = 20) -> dict[str, float]:

@@ -17,14 +17,14 @@ from ance_fast.training.dev import DevMeasure
 from ance_fast.training.examples import Examples
 from ance_fast.training.generations import Generation
 from ance_fast.training.negatives import NegativeSampler, NegativeTable
+from ance_fast.training.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
 class RunParts:
     """What a refresher works with.
 
-    steps: the optimizer steps of the schedule, ascending. rank, world_size: of this process among those that train; the
-    first of them writes.
+    steps: the optimizer steps of the schedule, ascending. ranks: the processes that train; the first of them writes.
     """
 
     config: AnceConfig
@@ -34,8 +34,7 @@ class RunParts:
     dev: DevMeasure
     folder: Path
     steps: list[int]
-    rank: int = 0
-    world_size: int = 1
+    ranks: Ranks = ALONE
 
 
 class Refresher(Protocol):

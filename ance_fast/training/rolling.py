@@ -46,8 +46,8 @@ class RollingRefresh:
                 f"refresh='rolling' writes new vectors over old ones; {config.index_factory!r} would have to be built "
                 "again, only exact search ('Flat') need not; use Flat, or refresh='sync'"
             )
-        if parts.world_size > 1:
-            raise ConfigError(f"refresh='rolling' runs in one process, here are {parts.world_size}; use refresh='sync'")
+        if parts.ranks.size > 1:
+            raise ConfigError(f"refresh='rolling' runs in one process, here are {parts.ranks.size}; use refresh='sync'")
         if parts.sampler.config != PRESETS["ance"]:
             raise ConfigError(
                 f"refresh='rolling' mines each batch's queries by themselves and draws uniformly from their topk; "

@@ -1,4 +1,8 @@
-"""`refresh="sync"` and `"none"`: training stops at scheduled steps until everything is encoded and mined anew."""
+"""`refresh="sync"` and `"none"`: training stops at scheduled steps until everything is encoded and mined anew.
+
+Where several processes train, each encodes and mines its share. The first decides whether a refresh is skipped, and
+which generation is taken into use; the others compare it with their own before they use it.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,8 @@ PROBE_QUERIES = 64
 class SyncRefresh:
     """Every negative of a generation is mined by exactly the weights it is first used with.
 
-    Raises `ConfigError` if the schedule lets negatives become older than `max_staleness`.
+    Raises `ConfigError` if the schedule lets negatives become older than `max_staleness`. Processes that train together
+    raise it also when their generations differ, which means that their weights do.
     """
 
     def __init__(self, parts: RunParts) -> None:
@@ -40,7 +45,7 @@ class SyncRefresh:
         """Refresh if `step` is one of the schedule and, with `refresh_overlap`, negatives have changed enough."""
         if self.generation is None:
             parts = self._parts
-            table = start_table(parts.config, parts.encoder, parts.examples, parts.sampler)
+            table = start_table(parts.config, parts.encoder, parts.examples, parts.sampler, parts.ranks)
             self._swap(Generation(parts.encoder.fingerprint(), table))
         if step not in self._steps:
             return None
@@ -71,7 +76,8 @@ class SyncRefresh:
 
     def resume(self, folder: Path, step: int) -> None:
         """Take up the generation that was in use after `step` steps."""
-        self.generation = newest_before(self._parts.folder / "generations", step)
+        folder = self._parts.folder / "generations"
+        self.generation = self._parts.ranks.first(lambda: newest_before(folder, step))
 
     def close(self) -> None:
         """Nothing works beside the run."""
@@ -81,7 +87,9 @@ class SyncRefresh:
         parts, config, previous = self._parts, self._parts.config, self.generation
         report: dict[str, float] = {}
         if config.refresh_overlap is not None and previous.table.source not in UNENCODED:
-            found = probed_overlap(parts.encoder, parts.examples, previous.table, seed=config.seed)
+            found = parts.ranks.first(
+                lambda: probed_overlap(parts.encoder, parts.examples, previous.table, seed=config.seed)
+            )
             report["probe_overlap"] = found
             if found >= config.refresh_overlap and not self._too_old_if_skipped(step):
                 return report
@@ -91,8 +99,9 @@ class SyncRefresh:
 
     def _swap(self, generation: Generation) -> None:
         # Published first: what a checkpoint was trained on has to be there when the run is taken up from it.
-        if self._parts.rank == 0:
-            generation.publish(self._parts.folder / "generations")
+        parts = self._parts
+        parts.ranks.first(lambda: generation.publish(parts.folder / "generations"))
+        parts.ranks.agree("the negatives they mined", generation.identity)
         self.generation = generation
         crash_point("generation.swapped")
 

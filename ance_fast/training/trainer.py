@@ -5,6 +5,7 @@ What the stock trainer does (optimizer, schedule, accumulation, mixed precision,
 - The data set is query indices. Positives, negatives and tokens are resolved inside the training step.
 - Before the first batch of a step a `Refresher` does what is due: all of the corpus at some steps (`sync.py`), a slice
   of it at every step (`rolling.py`). Dev queries are measured as it goes, and the best encoder so far is kept.
+- Under `torchrun` several processes train (`ranks.py`): the first decides and writes, the work of a refresh is shared.
 - Checkpoints are staged and renamed. `train(resume=True)` goes on from the newest whole one; everything later than it
   is dropped and made again, bit for bit.
 
@@ -52,9 +53,11 @@ from ance_fast.training.losses import batch_loss
 from ance_fast.training.modes import MODES
 from ance_fast.training.negative_log import NegativeLog
 from ance_fast.training.negatives import NegativeTable
+from ance_fast.training.ranks import Ranks, join
 from ance_fast.training.refresh import take_snapshot
 from ance_fast.training.refresher import RunParts
 from ance_fast.training.run_folder import RunFolder, data_identity, step_of
+from ance_fast.training.shared_batch import share_batch
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +80,11 @@ def _collate(items: list[dict[str, int]]) -> dict[str, Tensor]:
 class AnceTrainer(Trainer):
     """Train `encoder` on the queries, judgements and corpus of `dataset`; measure on `dev` (same corpus) if given.
 
-    Raises `ConfigError` for settings that cannot hold, `DataError` for data that cannot be trained on.
+    ranks: the processes that train together, by default those that `torchrun` started (`ranks.join`). All make the same
+        trainer and call the same methods; `batch_size` is each one's.
+
+    Raises `ConfigError` for settings that cannot hold, `DataError` for data that cannot be trained on; `RankError` when
+    another process failed, whatever the method.
     """
 
     def __init__(
@@ -88,8 +95,10 @@ class AnceTrainer(Trainer):
         *,
         dev: Dataset | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.ance = config
+        self.ranks = ranks if ranks is not None else join(encoder.device, config.trainer_arguments)
         self.folder = Path(config.output_dir)
         self.run_folder = RunFolder(self.folder)
         self.encoder = encoder
@@ -109,6 +118,7 @@ class AnceTrainer(Trainer):
             num_proc=config.num_proc,
             show_progress=True,
             replace=not self.run_folder.has_checkpoints(),
+            ranks=self.ranks,
         )
         self.held_out = HeldOut(dev, encoder) if dev is not None and dev.queries else None
         self._data = data_identity(start, self.examples, self.held_out)
@@ -118,22 +128,20 @@ class AnceTrainer(Trainer):
         self.seconds = {"train": 0.0, "refresh": 0.0}
         self.sampler = run_sampler(self.examples, config.sampler, seed=config.seed, count=config.negatives_per_query)
         self._make_batch = BatchMaker(self.examples, self.sampler, encode_tokens=config.encode_tokens)
-        per_step = config.batch_size * config.gradient_accumulation_steps
+        per_step = config.batch_size * config.gradient_accumulation_steps * self.ranks.size
         self.steps_per_epoch = max(1, math.ceil(len(self.examples) / per_step))
         super().__init__(
             model=encoder,
             args=stock_arguments(config, self.folder, self.steps_per_epoch, use_cpu=encoder.device.type == "cpu"),
             train_dataset=_QueryIndices(len(self.examples)),
             data_collator=_collate,
-            callbacks=[*(callbacks or []), self._progress],
+            callbacks=[*(callbacks or []), *([self._progress] if self.ranks.leads else [])],
         )
         self.model_accepts_loss_kwargs = False
         if config.encode_tokens is not None:
             check_strategy(self.args, self.accelerator.distributed_type.value)
         self.remove_callback(PrinterCallback)
-        rank = self.args.process_index
-        self.dev.writes = rank == 0
-        self.negative_log = NegativeLog(self.folder / "negatives.jsonl", writes=rank == 0)
+        self.negative_log = NegativeLog(self.folder / "negatives.jsonl", writes=self.ranks.leads)
         steps = config.refresh_steps(self.steps_per_epoch)
         parts = RunParts(
             config,
@@ -143,8 +151,7 @@ class AnceTrainer(Trainer):
             self.dev,
             self.folder,
             steps,
-            rank=rank,
-            world_size=self.args.world_size,
+            ranks=self.ranks,
         )
         self.refresher = MODES[config.refresh](parts)
         self._asked_before: int | None = None
@@ -164,13 +171,15 @@ class AnceTrainer(Trainer):
         `ConfigError` if it was made with other settings); one that was killed before its first checkpoint begins anew.
         Without it a folder that holds checkpoints is refused.
         """
+        self.ranks.agree("settings or data", self._identity)
         checkpoint = self._resume_point() if resume else None
         if checkpoint is None:
-            self.run_folder.begin(self._identity())
+            self.ranks.first(lambda: self.run_folder.begin(self._identity()))
         step = step_of(checkpoint) if checkpoint else 0
-        board = tensorboard_callback(self.folder / "tensorboard", purge_step=step + 1 if checkpoint else None)
-        if board is not None:
-            self.add_callback(board)
+        if self.ranks.leads:
+            board = tensorboard_callback(self.folder / "tensorboard", purge_step=step + 1 if checkpoint else None)
+            if board is not None:
+                self.add_callback(board)
         if checkpoint is not None and step >= self.ance.max_steps:
             # Killed between the last checkpoint and the end: the stock loop would take one step too many.
             self.encoder.load_weights(checkpoint)
@@ -207,7 +216,8 @@ class AnceTrainer(Trainer):
         batch = self._next_batch(inputs["query"].cpu().numpy())
         packed = cache.embed(batch.chunks)
         embeddings = packed[torch.as_tensor(batch.places, device=packed.device)]
-        loss = batch_loss(self.ance.loss, embeddings, batch, self.scale)
+        group = torch.distributed.group.WORLD if self.ranks.size > 1 else None
+        loss = batch_loss(self.ance.loss, embeddings, batch, self.scale, group)
         return (loss, {"embeddings": packed}) if return_outputs else loss
 
     def _grad_cache(self, model: nn.Module, kept_tokens: int | None) -> GradCache:
@@ -236,15 +246,20 @@ class AnceTrainer(Trainer):
 
     def _next_batch(self, queries: np.ndarray) -> TrainingBatch:
         step = self.state.global_step
-        batch = self._make_batch(queries, self.refresher.table_for(queries, step), step)
-        negatives = np.where(batch.negatives >= 0, batch.passage_rows[batch.negatives], -1)
-        self.negative_log.add(step, negatives, self.refresher.ages(negatives[negatives >= 0], step))
+
+        def make() -> tuple[TrainingBatch, np.ndarray]:
+            batch = self._make_batch(queries, self.refresher.table_for(queries, step), step)
+            rows = batch.negative_rows
+            return batch, self.refresher.ages(rows[rows >= 0], step)
+
+        batch, everyones = share_batch(make, self.ranks, corpus=len(self.examples.passages))
+        self.negative_log.add(step, everyones.negatives, everyones.ages)
         return batch
 
     # ---- beginning, resuming, ending ----
 
     def _resume_point(self) -> Path | None:
-        checkpoint = self.run_folder.resume_point(self._identity())
+        checkpoint = self.ranks.first(lambda: self.run_folder.resume_point(self._identity()))
         if checkpoint is None:
             return None
         step = step_of(checkpoint)
@@ -256,7 +271,7 @@ class AnceTrainer(Trainer):
         return checkpoint
 
     def _identity(self) -> dict[str, Any]:
-        return {"settings": self.ance.settings(), "data": self._data}
+        return {"settings": {**self.ance.settings(), "processes": self.ranks.size}, "data": self._data}
 
     def _finish(self) -> dict[str, float]:
         self.encoder.eval()
@@ -266,11 +281,16 @@ class AnceTrainer(Trainer):
             factory=self.ance.index_factory,
             batch_tokens=self.ance.batch_tokens,
             queries=False,
+            ranks=self.ranks,
         )
-        report = self.dev(self.encoder, snapshot.index, self.state.global_step)
-        if self.is_world_process_zero():
+
+        def measure_and_write() -> dict[str, float]:
+            report = self.dev(self.encoder, snapshot.index, self.state.global_step)
             self.encoder.save(self.folder / "final")
             snapshot.index.save(self.folder / "index")
+            return report
+
+        report = self.ranks.first(measure_and_write)
         if report:
             self.log(dict(report))
         return {name.removeprefix("eval_"): value for name, value in report.items()}
@@ -302,24 +322,28 @@ class AnceTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
         step = self.state.global_step
         checkpoints = self.folder / "checkpoints"
-        self._staging = checkpoints / f".step-{step:08d}.{uuid.uuid4().hex[:8]}.tmp"
-        target = checkpoints / f"step-{step:08d}"
+        # One folder for all ranks: each adds the state of its random generators.
+        self._staging = checkpoints / self.ranks.share(f".step-{step:08d}.{uuid.uuid4().hex[:8]}.tmp")
+        save = super()._save_checkpoint
         crash_point("checkpoint.before")
         try:
-            super()._save_checkpoint(model, trial)
+            self.ranks.each(lambda: save(model, trial))
             crash_point("checkpoint.between")
-            if self.is_world_process_zero():
-                written = self._staging / f"checkpoint-{step}"
-                self.refresher.save(written / "resident", self._checkpoint / "resident" if self._checkpoint else None)
-                publish_checkpoint(written, target, {"step": step}, previous=self._checkpoint)
-                self._checkpoint = target
-                crash_point("checkpoint.after")
-                keep_newest(checkpoints, self.ance.save_total_limit)
+            self.ranks.first(lambda: self._publish_checkpoint(step))
         except (OSError, RuntimeError, SafetensorError) as error:
             raise ArtifactError(f"{checkpoints}: the checkpoint was not saved ({error}); is the disk full?") from error
         finally:
-            shutil.rmtree(self._staging, ignore_errors=True)
+            if self.ranks.leads:
+                shutil.rmtree(self._staging, ignore_errors=True)
             del self._staging
+
+    def _publish_checkpoint(self, step: int) -> None:
+        written, target = self._staging / f"checkpoint-{step}", self.folder / "checkpoints" / f"step-{step:08d}"
+        self.refresher.save(written / "resident", self._checkpoint / "resident" if self._checkpoint else None)
+        publish_checkpoint(written, target, {"step": step}, previous=self._checkpoint)
+        self._checkpoint = target
+        crash_point("checkpoint.after")
+        keep_newest(target.parent, self.ance.save_total_limit)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.folder / "final")

@@ -17,6 +17,7 @@ from typing import Any
 
 from ance_fast.crash_points import VARIABLE, crash_point
 from ance_fast.errors import WorkerError
+from ance_fast.training.ranks import ALONE
 from ance_fast.training.refresher import RunParts
 from ance_fast.training.shared_weights import SharedWeights
 from ance_fast.training.worker_messages import Failed, Job, Made, Request
@@ -144,7 +145,7 @@ class WorkerLink:
         del parts["encoder"]
         backbone = self._parts.encoder.backbone
         job = Job(
-            parts={**parts, "rank": 0, "world_size": 1},
+            parts={**parts, "ranks": ALONE},
             encoder=self._encoder.absolute(),
             attention=backbone.mode,
             dtype=str(backbone.dtype).removeprefix("torch."),

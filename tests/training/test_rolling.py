@@ -17,6 +17,7 @@ from training_runs import entries, make_trainer
 from ance_fast.errors import ConfigError, DataError
 from ance_fast.training import AnceConfig, AnceTrainer
 from ance_fast.training.generations import Generation
+from ance_fast.training.ranks import Ranks
 from ance_fast.training.rolling import RollingRefresh, slice_for
 
 ROLLING: dict[str, Any] = {"refresh": "rolling", "first_refresh": 2, "refresh_every": 4, "rolling_slice": 50}
@@ -204,7 +205,7 @@ def test_what_rolling_cannot_do_is_refused_at_the_start(tiny_bert: Path, wiki: P
     with pytest.raises(ConfigError, match="the bound takes a slice of 67"):
         make_trainer(tiny_bert, wiki, tmp_path / "b", refresh="rolling", max_staleness=5, rolling_slice=66)
     trainer = make_trainer(tiny_bert, wiki, tmp_path / "c", **ROLLING)
-    several = dataclasses.replace(rolling_of(trainer)._parts, world_size=2)
+    several = dataclasses.replace(rolling_of(trainer)._parts, ranks=Ranks(0, 2))
     with pytest.raises(ConfigError, match="runs in one process, here are 2"):
         RollingRefresh(several)
 

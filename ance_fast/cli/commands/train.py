@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +22,7 @@ def train(
     test_split: Annotated[str | None, typer.Option(help="Split to measure at the end; writes RUN/test.trec.")] = None,
     num_layers: Annotated[int | None, typer.Option(min=1, help="Keep only the first layers.")] = None,
     max_steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 1000,
-    batch_size: Annotated[int, typer.Option(help="Queries of a forward and backward pass.")] = 32,
+    batch_size: Annotated[int, typer.Option(help="Queries of a forward and backward pass, in each process.")] = 32,
     gradient_accumulation: Annotated[int, typer.Option(help="Passes of an optimizer step.")] = 1,
     encode_tokens: Annotated[
         int | None, typer.Option(help="Encode a batch in chunks of so many tokens; bounds memory [at once].")
@@ -97,13 +98,19 @@ def train(
     Or, never stopping: ance-fast train beir:scifact -m intfloat/e5-small-v2 -o run --refresh rolling --max-staleness 50
 
     Or beside it: ance-fast train beir:scifact -m intfloat/e5-small-v2 -o run --refresh async --max-staleness 200
+
+    All but rolling also in several processes: torchrun --nproc-per-node 2 $(which ance-fast) train ...
     """
     refuse_missing_data(data)
     refuse_missing_model(model)
     from ance_fast.data import load_dataset, write_run
     from ance_fast.models import Encoder
     from ance_fast.training import AnceConfig, AnceTrainer
+    from ance_fast.training.ranks import join, leave
 
+    ranks = join(device)
+    if not ranks.leads:
+        logging.getLogger("ance_fast").setLevel(logging.WARNING)  # the first says it for all
     config = AnceConfig(
         output_dir=str(output),
         max_steps=max_steps,
@@ -143,12 +150,18 @@ def train(
     dev = load_dataset(data, split=dev_split) if dev_split else None
     test = load_dataset(data, split=test_split) if test_split else None
     encoder = Encoder.load(model, device=device, dtype="float32", num_layers=num_layers)
-    trainer = AnceTrainer(encoder, dataset, config, dev=dev)
+    trainer = AnceTrainer(encoder, dataset, config, dev=dev, ranks=ranks)
     result: dict[str, Any] = {"output": str(output), "dev": trainer.train(resume=resume), "seconds": trainer.seconds}
-    if test is not None:
-        run, evaluation = trainer.evaluate_on(test)
-        write_run(output / "test.trec", run, output.name)
-        result["test"] = dict(evaluation)
+    if ranks.leads:
+        if test is not None:
+            run, evaluation = trainer.evaluate_on(test)
+            write_run(output / "test.trec", run, output.name)
+            result["test"] = dict(evaluation)
+        _report(result, output, json)
+    leave(ranks)
+
+
+def _report(result: dict[str, Any], output: Path, json: bool) -> None:
     if json:
         print_json(result)
         return
