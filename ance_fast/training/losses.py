@@ -17,8 +17,9 @@ def batch_loss(
     """Scalar loss of a batch whose `embeddings` [B + N, dim] are its B queries and then its N distinct passages.
 
     "pairwise": ANCE's softplus(scale * (q.n - q.p)) on a query's own negatives. "contrastive": InfoNCE over all N
-    passages, with every known positive of a query but the chosen one masked. Of several processes each has a part of the
-    batch (`shared_batch.without_copies`): the mean of their losses is that of the whole, and so is that of gradients.
+    passages, with every known positive of a query but the chosen one masked. Of several processes, the `group`, each
+    has a part of the batch (`shared_batch`): the mean of their losses is that of the whole, and that of their gradients
+    too.
     """
     device = embeddings.device
     queries, passages = embeddings[: batch.num_queries], embeddings[batch.num_queries :]

@@ -1,9 +1,9 @@
 """The processes of one training run (ranks): what they tell each other, and how an error on one ends all.
 
 A rank that raised while others wait for it in a collective would leave them waiting. So a part of the work that can
-fail goes through `Ranks.each`, `first`, `rows` or `fill`: after it every rank says whether it succeeded, and only then is
-data exchanged. These words go through a group of their own (gloo, on the host), which costs no device a wait. It notices
-the death of a process at once, and waits as long as the living need.
+fail goes through `Ranks.each`, `first`, `rows` or `fill`: after it every rank says whether it succeeded, and only then
+is data exchanged. These words go through a group of their own (gloo, on the host), which costs no device a wait. It
+notices the death of a process at once, and waits as long as the living need.
 
 With one process nothing is exchanged and nothing is initialised.
 """
@@ -30,7 +30,7 @@ Value = TypeVar("Value")
 
 # For the first rank's work alone (BM25 of a corpus, dev queries) the others wait hours if need be.
 PATIENCE = timedelta(days=2)
-# What the head of a shared value says: nothing follows and it is None, it is the number, or that many pickled bytes come.
+# What the head of a shared value says: it is None, it is the number, or so many pickled bytes follow.
 _NONE, _NUMBER, _PICKLED = range(3)
 
 
@@ -54,7 +54,7 @@ class Ranks:
         return self.rank == 0
 
     def span(self, count: int, rank: int | None = None) -> tuple[int, int]:
-        """(start, stop) of this rank's (or `rank`'s) share of `count` rows; shares are contiguous, in order of ranks."""
+        """(start, stop) of this rank's (or `rank`'s) share of `count` rows; shares lie in the order of ranks."""
         number = self.rank if rank is None else rank
         return count * number // self.size, count * (number + 1) // self.size
 
@@ -165,10 +165,10 @@ def join(device: str | torch.device, settings: dict[str, Any] | None = None) -> 
     """The ranks that `torchrun` started this process among (its environment variables), or a single one.
 
     device: "cpu", "cuda" or "auto", where they train: over gloo, or over NCCL with a GPU each, which becomes this
-        process's current one. settings: `TrainingArguments` of the run; ddp_backend and ddp_timeout count here. A default
-        process group that exists already is used.
+        process's current one. settings: `TrainingArguments` of the run; ddp_backend and ddp_timeout count here. A
+        default process group that exists already is used.
 
-    Raises `ConfigError` where there are fewer GPUs than processes.
+    Raises `ConfigError` where there are fewer GPUs than processes, or variables are missing.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
@@ -184,7 +184,13 @@ def join(device: str | torch.device, settings: dict[str, Any] | None = None) -> 
         torch.cuda.set_device(local)
     if not dist.is_initialized():
         backend = settings.get("ddp_backend") or ("nccl" if kind == "cuda" else "gloo")
-        dist.init_process_group(backend, timeout=timedelta(seconds=settings.get("ddp_timeout", 1800)))
+        try:
+            dist.init_process_group(backend, timeout=timedelta(seconds=settings.get("ddp_timeout", 1800)))
+        except ValueError as error:
+            raise ConfigError(
+                f"WORLD_SIZE={os.environ['WORLD_SIZE']} says that several processes train, but not where they meet "
+                f"({error}); start them with torchrun, or unset WORLD_SIZE"
+            ) from error
     return Ranks(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=PATIENCE))
 
 
@@ -235,5 +241,5 @@ def _somebody_gone() -> Iterator[None]:
         yield
     except RuntimeError as error:  # what torch.distributed raises when a connection is closed or a wait is over
         raise RankError(
-            f"another process of the run is gone ({error}); its own message says why; resume the run when that is mended"
+            f"another process of the run is gone ({error}); its own message says why; mend that and resume the run"
         ) from error

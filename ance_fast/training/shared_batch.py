@@ -1,8 +1,8 @@
 """The batch of a step when several processes train: each holds a part of it, the loss is that of the whole.
 
 Every rank's passages are candidates for every rank's queries (`contrastive_loss` with a process group). A passage that
-several ranks need is encoded by each of them and would be a candidate more than once; here all but one of its copies are
-masked, so the loss is that of one process with the same queries, where each distinct passage stands once.
+several ranks need is encoded by each of them and would be a candidate more than once; here all but one of its copies
+are masked, so the loss is that of one process with the same queries, where each distinct passage stands once.
 """
 
 from __future__ import annotations

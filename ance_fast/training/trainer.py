@@ -36,7 +36,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 from ance_fast.crash_points import crash_point
 from ance_fast.data.dataset import Dataset
 from ance_fast.data.packing import PackedBatch
-from ance_fast.errors import ArtifactError
+from ance_fast.errors import ArtifactError, ConfigError
 from ance_fast.evaluation import Evaluation, evaluate
 from ance_fast.index import Index
 from ance_fast.models.encoder import Encoder
@@ -137,6 +137,11 @@ class AnceTrainer(Trainer):
             data_collator=_collate,
             callbacks=[*(callbacks or []), *([self._progress] if self.ranks.leads else [])],
         )
+        if self.args.world_size != self.ranks.size:
+            raise ConfigError(
+                f"transformers.Trainer counts {self.args.world_size} processes, this package {self.ranks.size}; start "
+                "several with torchrun, which sets RANK, LOCAL_RANK and WORLD_SIZE"
+            )
         self.model_accepts_loss_kwargs = False
         if config.encode_tokens is not None:
             check_strategy(self.args, self.accelerator.distributed_type.value)

@@ -2,15 +2,17 @@
 
 The plan is a list of scenes {"name", "do", "size", ...}. For each of them `size` processes are forked from this one,
 which has imported everything and computed nothing, and meet over a file as torchrun's would over its store. Each writes
-what it found to FOLDER/NAME.RANK.json: {"result": ...} or {"error": its class and message}.
+what it found, and the "seconds" it took, to FOLDER/NAME.RANK.json: {"result": ...} or {"error": class and message}.
 """
 
 from __future__ import annotations
 
 import faulthandler
 import json
+import operator
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -24,35 +26,26 @@ from training_runs import make_trainer
 
 from ance_fast.crash_points import arm
 from ance_fast.errors import DataError
-from ance_fast.training.new_generation import new_generation
-from ance_fast.training.ranks import Ranks, join
+from ance_fast.training import AnceTrainer
+from ance_fast.training.ranks import Ranks, join, leave
 
 Plan = dict[str, Any]
 
 
 def train(plan: Plan, scene: Plan) -> Any:
-    """Train; what every batch's negatives and losses were is in the run's logs."""
-    arm(scene.get("die_at") if _rank() == scene.get("dies", 0) else None)
-    trainer = make_trainer(
-        Path(plan["model"]), Path(plan["data"]), Path(plan["folder"]) / scene["run"], **scene["settings"]
-    )
-    if scene.get("fails") == _rank():
-        _fail_in(trainer, scene["where"])
+    """Train into FOLDER/RUN. One rank ("dies": [rank, crash point]) may be killed, raise ("fails": [rank, method of the
+    trainer]) or have other settings ("differs": [rank, settings])."""
+    settings = dict(scene["settings"])
+    for rank, value in [scene.get("differs", [None, None])]:
+        settings |= value if rank == _rank() else {}
+    trainer = make_trainer(Path(plan["model"]), Path(plan["data"]), Path(plan["folder"]) / scene["run"], **settings)
+    for rank, point in [scene.get("dies", [None, None])]:
+        arm(point if rank == _rank() else None)
+    for rank, method in [scene.get("fails", [None, None])]:
+        if rank == _rank():
+            _break(trainer, method)
     report = trainer.train(resume=scene.get("resume", False))
-    return {"dev": report, "weights": trainer.encoder.fingerprint(), "best": trainer.dev.best}
-
-
-def generation(plan: Plan, scene: Plan) -> Any:
-    """A generation by the untrained encoder, as a refresh makes it."""
-    output = Path(plan["folder"]) / f"{scene['name']}-run"
-    trainer = make_trainer(Path(plan["model"]), Path(plan["data"]), output, **scene["settings"])
-    parts = trainer.refresher._parts  # type: ignore[attr-defined]
-    trainer.encoder.eval()
-    trainer.refresher.before_step(-1)
-    assert trainer.refresher.generation is not None
-    made = new_generation(parts, trainer.refresher.generation, 4)
-    np.savez(output / f"table-{parts.ranks.rank}.npz", candidates=made.table.candidates, scores=made.table.scores)
-    return {"metrics": made.metrics, "fingerprint": made.fingerprint}
+    return {"dev": report, "weights": trainer.encoder.fingerprint()}
 
 
 def talk(plan: Plan, scene: Plan) -> Any:
@@ -123,26 +116,23 @@ def _message(work: Callable[[], object]) -> str:
     return "nothing was raised"
 
 
-def _fail_in(trainer: Any, where: str) -> None:
-    """Make `where` (attributes of the trainer) raise when it is called."""
-    owner, name = trainer, where
-    while "." in name:
-        first, name = name.split(".", 1)
-        owner = getattr(owner, first)
+def _break(trainer: AnceTrainer, method: str) -> None:
+    owner, _, name = method.rpartition(".")
 
     def broken(*arguments: Any, **options: Any) -> Any:
-        raise DataError(f"{where} failed here")
+        raise DataError(f"{method} is broken")
 
-    setattr(owner, name, broken)
+    setattr(operator.attrgetter(owner)(trainer) if owner else trainer, name, broken)
 
 
-SCENES: dict[str, Callable[[Plan, Plan], Any]] = {"train": train, "generation": generation, "talk": talk, "die": die}
+SCENES: dict[str, Callable[[Plan, Plan], Any]] = {"train": train, "talk": talk, "die": die}
 
 
 def _one_rank(plan: Plan, scene: Plan, rank: int) -> None:
     size, name = scene["size"], scene["name"]
     faulthandler.dump_traceback_later(200, exit=True)
     target = Path(plan["folder"]) / f"{name}.{rank}.json"
+    started = time.monotonic()
     try:
         if size > 1:
             local = {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size)}
@@ -157,10 +147,8 @@ def _one_rank(plan: Plan, scene: Plan, rank: int) -> None:
     except Exception as error:
         traceback.print_exc()
         content = {"error": f"{type(error).__name__}: {error}"}
-    target.write_text(json.dumps(content), encoding="utf-8")
+    target.write_text(json.dumps(content | {"seconds": time.monotonic() - started}), encoding="utf-8")
     if "error" not in content and size > 1 and scene["do"] != "die":
-        from ance_fast.training.ranks import leave
-
         leave(Ranks(rank, size))
     os._exit(0)  # gloo now and then hangs when its threads are joined
 
