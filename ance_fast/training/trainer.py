@@ -271,6 +271,8 @@ class AnceTrainer(Trainer):
         if self.is_world_process_zero():
             self.encoder.save(self.folder / "final")
             snapshot.index.save(self.folder / "index")
+            # Once more: a run that was killed just after its last checkpoint had one too many.
+            keep_newest(self.folder / "checkpoints", self.ance.save_total_limit)
         if report:
             self.log(dict(report))
         return {name.removeprefix("eval_"): value for name, value in report.items()}
