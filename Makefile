@@ -16,7 +16,7 @@ help:
 	@echo 'make demo      trains a dense retriever with ANCE beside its rivals, then lets you search it'
 	@echo 'make test      the test suite'
 	@echo 'make sanitize  the threaded parts of the engine under the thread and address sanitizers'
-	@echo 'make soak      encoding and indexing, killed at twenty random moments'
+	@echo 'make soak      encoding, indexing and each way to refresh, killed at twenty random moments'
 	@echo 'make mutants   breaks each kernel on purpose; fails if the suite does not notice'
 	@echo 'make lint      ruff, mypy, import-linter'
 	@echo 'make bench     this package beside its rivals, in one process'
@@ -46,7 +46,8 @@ build/sanitize/ring-%: $(RING) $(RING_HEADERS)
 build/sanitize/cuda-ring-%: $(RING) $(CUDA_RING) $(RING_HEADERS)
 	$(SANITIZE) -DANCE_FAST_WITH_CUDA=1 -isystem $(CUDA_INCLUDE) $(RING) $(CUDA_RING) -o $@
 
-# Encoding and indexing, killed at twenty random moments: the bytes have to be those of an undisturbed run.
+# Encoding, indexing and training with each way to refresh, killed at twenty random moments: the result has to be that of
+# an undisturbed run (ARGS="--parts sync,rolling" for some of it).
 soak: $(VENV)/.ready-demo
 	ANCE_FAST_STRICT=1 $(BIN)/python -m benchmarks.soak --out bench-out/soak $(ARGS)
 

@@ -139,6 +139,25 @@ def _sweep_staging(target: Path) -> None:
                     shutil.rmtree(leftover, ignore_errors=True)
 
 
+def sweep(folder: Path) -> None:
+    """Put away what killed processes left directly in `folder`, to which no other process is about to write.
+
+    Artifacts that were being replaced are recovered; what was being built is removed, unless its builder still lives.
+    """
+    for path in folder.glob(".*"):
+        left = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.(tmp|old)", path.name)
+        if left is None:
+            continue
+        if left[2] == "old":
+            recover(folder / left[1])
+        elif path.is_dir():
+            with _locked(path) as dead:
+                if dead:
+                    shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def seal(
     directory: Path, kind: str, manifest: dict[str, Any], known: Mapping[str, Mapping[str, Any]] | None = None
 ) -> None:

@@ -1,129 +1,67 @@
-"""Encode and index a corpus while being killed at random moments; the result has to be that of an undisturbed run.
+"""Encode, index and train while being killed at random moments; the result has to be that of undisturbed runs.
 
-    python -m benchmarks.soak --out DIR [--kills 20] [--seed 0] [--data DIR] [--passages 20000]
+    python -m benchmarks.soak --out DIR [--parts encode,sync,rolling,async] [--kills 20] [--seed 0] [--data DIR]
 
-`ance-fast encode` and `ance-fast index` run as a user would type them, one after the other, again and again; each gets
-a SIGKILL after a random time until `--kills` of them have hit, then both may end. Every file of the embeddings and of
-the index is compared with an undisturbed run by checksum (manifests without the lines that name times and versions).
-The exit status is 0 only if all are equal and nothing is left behind. DIR receives soak.json.
+`encode` is `ance-fast encode` and `ance-fast index` (`soak_encode.py`), the others are training with that way to
+refresh (`soak_train.py`). Each part is killed `--kills` times; the exit status is 0 only if every part is as it should
+be. DIR receives soak.json, written anew after each part; parts that are not asked for keep what it says of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ance_fast import Encoder, TokenStore
-from ance_fast.artifacts import checksum, write_json
-from ance_fast.cli.demo.data import model_folder
-from ance_fast.data import load_corpus
-from benchmarks import results
-from benchmarks.scale import data_folders
+from ance_fast.artifacts import write_json
+from ance_fast.training.config import REFRESH
+from benchmarks import results, soak_encode, soak_train
 
-LAYERS, MAX_LENGTH, SHARD_ROWS = 1, 32, 1000
-FACTORY = "Flat"
+PARTS = ("encode", *(mode for mode in REFRESH if mode != "none"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.soak", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--parts", default=",".join(PARTS), help="[%(default)s]")
+    parser.add_argument("--kills", type=int, default=20, help="of each part")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--data", help="corpus [one beside the repository, else the demo's]")
-    parser.add_argument("--passages", type=int, default=20000)
+    parser.add_argument("--data", help="encode: corpus [one beside the repository, else the demo's]")
+    parser.add_argument("--passages", type=int, default=20000, help="encode: at most so many")
     options = parser.parse_args(arguments)
+    parts = options.parts.split(",")
+    unknown = sorted(set(parts) - set(PARTS))
+    if unknown:
+        parser.error(f"--parts {','.join(unknown)}: choose from {', '.join(PARTS)}")
     options.out.mkdir(parents=True, exist_ok=True)
+    file = options.out / "soak.json"
+    report: dict[str, Any] = {"parts": {}}
+    if file.exists():
+        report["parts"] = json.loads(file.read_text(encoding="utf-8")).get("parts", {})
+    for part in parts:
+        report["parts"][part] = carried_out(part, options)
+        report["parts"][part]["system"] = results.describe_system(sys.argv[1:], os.cpu_count() or 1, {})
+        write_json(file, report)
+        print(f"{part}: {len(report['parts'][part]['kills'])} kills: {report['parts'][part]['verdict']}", flush=True)
+    sys.exit(any(report["parts"][part]["verdict"] != "as undisturbed" for part in parts))
+
+
+def carried_out(part: str, options: argparse.Namespace) -> dict[str, Any]:
+    generator = random.Random(f"{options.seed} {part}")
+    started = time.monotonic()
     with tempfile.TemporaryDirectory(dir=options.out) as folder:
-        report = soak(Path(folder), options)
-    report["system"] = results.describe_system(sys.argv[1:], os.cpu_count() or 1, {})
-    write_json(options.out / "soak.json", report)
-    print(f"{len(report['kills'])} kills, {report['files']} files compared: {report['verdict']}")
-    sys.exit(report["verdict"] != "equal")
-
-
-def soak(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    model, tokens = folder / "model", folder / "tokens"
-    encoder = Encoder.load(str(model_folder()), device="cpu", num_layers=LAYERS, max_document_length=MAX_LENGTH)
-    encoder.save(model)
-    data = options.data or max(data_folders(folder), key=lambda path: Path(path, "corpus.jsonl.gz").stat().st_size)
-    corpus = islice(load_corpus(data), options.passages)
-    store = TokenStore.build(corpus, encoder.tokenizer, tokens, max_length=MAX_LENGTH)
-    quiet = folder / "undisturbed"
-    seconds = {}
-    for name in ("embeddings", "index"):
-        started = time.monotonic()
-        subprocess.run(command(name, folder, quiet), check=True, capture_output=True)
-        seconds[name] = time.monotonic() - started
-    generator = random.Random(options.seed)
-    kills: list[dict[str, Any]] = []
-    disturbed = folder / "disturbed"
-    while len(kills) < options.kills:
-        # The embeddings take most of the time, so the index gets its share of kills by being made anew.
-        name = "embeddings" if not (disturbed / "embeddings").exists() else "index"
-        after = generator.uniform(0.2, 1.1) * seconds[name]
-        process = subprocess.Popen(
-            command(name, folder, disturbed), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
-        try:
-            process.wait(after)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            kills.append({"command": name, "after_seconds": round(after, 2), "whole_shards": whole_shards(disturbed)})
-            print(f"kill {len(kills)}: {kills[-1]}", file=sys.stderr, flush=True)
-            continue
-        if process.returncode:
-            sys.exit(f"error: {name} ended with {process.returncode} after a kill")
-        if name == "index":  # both are done: begin again for the kills that are left
-            finish(folder, disturbed)
-            verdict = compare(quiet, disturbed)
-            if verdict["verdict"] != "equal":
-                return {**verdict, "kills": kills}
-            disturbed = folder / f"disturbed-{len(kills)}"
-    finish(folder, disturbed)
-    return {**compare(quiet, disturbed), "kills": kills, "passages": len(store), "shard_rows": SHARD_ROWS}
-
-
-def finish(folder: Path, place: Path) -> None:
-    """Let both commands end, which also put away what a kill right after publishing has left."""
-    for name in ("embeddings", "index"):
-        subprocess.run(command(name, folder, place), check=True, capture_output=True)
-
-
-def command(name: str, folder: Path, place: Path) -> list[str]:
-    place.mkdir(exist_ok=True)
-    cli = [sys.executable, "-m", "ance_fast.cli.main"]
-    if name == "embeddings":
-        encode = ["encode", folder / "tokens", "-m", folder / "model", "-o", place / "embeddings"]
-        return [*cli, *map(str, [*encode, "--shard-rows", SHARD_ROWS, "--batch-tokens", 1024])]
-    return [*cli, "index", str(place / "embeddings"), "-o", str(place / "index"), "-f", FACTORY, "--no-check"]
-
-
-def whole_shards(place: Path) -> int:
-    return sum(1 for _ in place.rglob("embeddings-*.npy"))
-
-
-def compare(quiet: Path, disturbed: Path) -> dict[str, Any]:
-    """Every file of both folders by checksum, and whether anything is left beside them."""
-    wanted, found = digests(quiet), digests(disturbed)
-    differing = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-    verdict = "equal" if not differing else f"DIFFERENT: {', '.join(differing)}"
-    return {"verdict": verdict, "files": len(wanted)}
-
-
-def digests(folder: Path) -> dict[str, str]:
-    names = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
-    # What a killed save of the index has left is hidden beside it until a later one, a minute on, removes it.
-    return {name: checksum(file) for name, file in names.items() if not name.startswith(".index.")}
+        if part == "encode":
+            report = soak_encode.soak(Path(folder), options.kills, generator, options.data, options.passages)
+        else:
+            report = soak_train.soak(Path(folder), options.kills, generator, part)
+    return {**report, "seconds": round(time.monotonic() - started, 1)}
 
 
 if __name__ == "__main__":

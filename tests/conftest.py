@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,17 @@ def wiki(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wiki") / "data"
     write_data(folder, limit=400)
     return folder
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """`warm("-m", module, ..., stdin=...)`: `python -m module ...` without the seconds that its imports take."""
+    sys.path.append(str(ROOT / "tests"))
+    from warm_process import WarmProcess
+
+    process = WarmProcess()
+    yield process.run
+    process.close()
 
 
 _unexpected: list[str] = []

@@ -243,6 +243,20 @@ def test_what_a_killed_build_left_is_removed_by_a_later_one(tmp_path):
     assert other.exists()
 
 
+def test_a_folder_is_swept_of_what_the_dead_left_and_of_nothing_else(tmp_path: Path) -> None:
+    make(tmp_path / "moved")
+    os.rename(tmp_path / "moved", tmp_path / ".moved.0123abcd.old")
+    (tmp_path / ".log.jsonl.0123abcd.tmp").write_text("half")
+    for name in (".dead.0123abcd.tmp", ".alive.0123abcd.tmp", ".corpus.building"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").write_text("x")
+    with artifacts._locked(tmp_path / ".alive.0123abcd.tmp"):
+        artifacts.sweep(tmp_path)
+    assert left_behind(tmp_path) == [".alive.0123abcd.tmp", ".corpus.building", "moved"]
+    assert open_artifact(tmp_path / "moved", "thing")
+    artifacts.sweep(tmp_path / "nowhere")
+
+
 def test_what_has_come_to_the_place_meanwhile_is_not_replaced(tmp_path):
     with (
         pytest.raises(ArtifactError, match="exists and is not a thing"),

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ance_fast.artifacts import open_artifact, write_json
+from ance_fast.artifacts import open_artifact, sweep, write_json
 from ance_fast.errors import ArtifactError, ConfigError
 from ance_fast.training.checkpoints import KIND, cut_log, newest_valid_checkpoint
 from ance_fast.training.dev import HeldOut
@@ -35,6 +35,7 @@ class RunFolder:
         """Make room for a new run; what one without checkpoints left is removed. Raises `ConfigError` otherwise."""
         if self.has_checkpoints():
             raise ConfigError(f"{self.path}: holds checkpoints of a run; resume it, or choose another output folder")
+        sweep(self.path)
         for name in ("generations", "best", "tensorboard"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         (self.path / "best.json").unlink(missing_ok=True)
@@ -60,6 +61,8 @@ class RunFolder:
         ]
         if different:
             raise ConfigError(f"{self.path}: cannot resume with other settings or data ({'; '.join(different)})")
+        for folder in (self.path, self.path / "generations", self.path / "checkpoints"):
+            sweep(folder)
         if not self.has_checkpoints():
             logger.info("%s: killed before its first checkpoint, so the run begins anew", self.path)
             return None

@@ -293,6 +293,8 @@ class AnceTrainer(Trainer):
             report = self.dev(self.encoder, snapshot.index, self.state.global_step)
             self.encoder.save(self.folder / "final")
             snapshot.index.save(self.folder / "index")
+            # Once more: a run that was killed just after its last checkpoint had one too many.
+            keep_newest(self.folder / "checkpoints", self.ance.save_total_limit)
             return report
 
         report = self.ranks.first(measure_and_write)

@@ -1,4 +1,7 @@
-"""The commands as a user types them, one after the other, on real text."""
+"""The commands as a user types them, one after the other, on real text.
+
+They run in processes forked from a warm one; the one that is interrupted starts as a user's does.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +20,20 @@ import pytest
 from ance_fast.data import read_beir, read_jsonl, read_run
 from ance_fast.data.ance_files import newest_ann_generation
 
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
-def run(*arguments: object, status: int = 0, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run(
-        [sys.executable, "-m", "ance_fast.cli.main", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        input=stdin,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert result.returncode == status, result.stderr
-    assert "Traceback" not in result.stderr
-    return result
+
+@pytest.fixture
+def run(warm: Run) -> Run:
+    """`run("index", ..., status=0, stdin=None)`: `ance-fast index ...`, which has to end with this status."""
+
+    def ended(*arguments: object, status: int = 0, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        result = warm("-m", "ance_fast.cli.main", *arguments, stdin=stdin)
+        assert result.returncode == status, result.stderr
+        assert "Traceback" not in result.stderr
+        return result
+
+    return ended
 
 
 def last_json(result: subprocess.CompletedProcess[str]) -> dict[str, object]:
@@ -42,7 +46,9 @@ def model(tiny: Callable[..., Path]) -> Path:
     return tiny("Bert", num_hidden_layers=1)
 
 
-def test_tokenize_encode_index_and_search_work_one_after_the_other(model: Path, wiki: Path, tmp_path: Path) -> None:
+def test_tokenize_encode_index_and_search_work_one_after_the_other(
+    run: Run, model: Path, wiki: Path, tmp_path: Path
+) -> None:
     tokens, embeddings, index = tmp_path / "tokens", tmp_path / "embeddings", tmp_path / "index"
     made = last_json(run("tokenize", f"beir:{wiki}", "-m", model, "-o", tokens, "--max-length", 40, "--json"))
     assert made["passages"] == 400
@@ -68,7 +74,7 @@ def test_tokenize_encode_index_and_search_work_one_after_the_other(model: Path, 
     assert answers[0]["hits"][0]["id"] in shown
 
 
-def test_tokenize_takes_a_pipe_and_only_what_is_new(model: Path, tmp_path: Path) -> None:
+def test_tokenize_takes_a_pipe_and_only_what_is_new(run: Run, model: Path, tmp_path: Path) -> None:
     lines = [f"d{number}\ta river and number {number}\n" for number in range(30)]
     arguments = ("-m", model, "-o", tmp_path / "t", "--num-proc", 1, "--json")
     first = last_json(run("tokenize", "-", *arguments, stdin="".join(lines)))
@@ -87,7 +93,7 @@ def test_tokenize_takes_a_pipe_and_only_what_is_new(model: Path, tmp_path: Path)
     assert "/dev/stdin:2: expected 2 columns" in bad.stderr
 
 
-def test_index_from_a_corpus_and_a_file_of_queries(model: Path, wiki: Path, tmp_path: Path) -> None:
+def test_index_from_a_corpus_and_a_file_of_queries(run: Run, model: Path, wiki: Path, tmp_path: Path) -> None:
     index, answers = tmp_path / "index", tmp_path / "answers.trec"
     run("index", wiki, "-m", model, "-o", index)  # filled while the corpus is encoded
     made = last_json(run("index", wiki, "-m", model, "-o", tmp_path / "lists", "-f", "IVF4,Flat", "--json"))
@@ -119,7 +125,7 @@ def test_index_from_a_corpus_and_a_file_of_queries(model: Path, wiki: Path, tmp_
     assert "nprobe=64" in run("search", index, "x", "-m", model, "--params", "nprobe", status=2).stderr
 
 
-def test_encode_goes_on_and_refuses_to_mix(model: Path, wiki: Path, tmp_path: Path) -> None:
+def test_encode_goes_on_and_refuses_to_mix(run: Run, model: Path, wiki: Path, tmp_path: Path) -> None:
     embeddings = tmp_path / "embeddings"
     first = last_json(run("encode", wiki, "-m", model, "-o", embeddings, "--shard-rows", 150, "--json"))
     assert (first["rows"], first["passages"], first["padding"]) == (400, 400, 0)
@@ -141,7 +147,7 @@ def test_encode_goes_on_and_refuses_to_mix(model: Path, wiki: Path, tmp_path: Pa
     assert last_json(run("encode", wiki, "-m", model, "-o", embeddings, *arguments))["dtype"] == "float16"
 
 
-def test_train_search_and_evaluate(model: Path, wiki: Path, tmp_path: Path) -> None:
+def test_train_search_and_evaluate(run: Run, model: Path, wiki: Path, tmp_path: Path) -> None:
     common = ("-m", model, "--max-steps", 4, "--batch-size", 8, "--max-document-length", 32, "--test-split", "test")
     result = last_json(
         run("train", wiki, "-o", tmp_path / "a", *common, "--refresh-every", 2, "--dev-split", "dev", "--json")
@@ -161,7 +167,9 @@ def test_train_search_and_evaluate(model: Path, wiki: Path, tmp_path: Path) -> N
     assert bm25["nDCG@10"] > again["nDCG@10"]  # type: ignore[operator]
 
 
-def test_mined_negatives_are_trained_on_evaluated_and_handed_over(model: Path, wiki: Path, tmp_path: Path) -> None:
+def test_mined_negatives_are_trained_on_evaluated_and_handed_over(
+    run: Run, model: Path, wiki: Path, tmp_path: Path
+) -> None:
     lines, exact = tmp_path / "n.jsonl", tmp_path / "top.trec"
     common = ("mine", wiki, "-m", model, "--json")
     first = last_json(run(*common, "-o", lines, "--negatives", 3, "--topk", 30, "--relative-margin", 0.001))
@@ -214,16 +222,16 @@ def test_mined_negatives_are_trained_on_evaluated_and_handed_over(model: Path, w
     ],
 )
 def test_mining_refuses_what_it_cannot_do_and_leaves_no_file(
-    model: Path, wiki: Path, tmp_path: Path, arguments: tuple[object, ...], status: int, message: str
+    run: Run, model: Path, wiki: Path, tmp_path: Path, arguments: tuple[object, ...], status: int, message: str
 ) -> None:
     filled = [str(a).format(wiki=wiki, tmp=tmp_path) for a in arguments]
     assert message in run("mine", wiki, "-m", model, *filled, status=status).stderr
     assert not [path for path in tmp_path.iterdir() if path.is_file()]
 
 
-def test_the_demo_gives_its_table_its_report_and_an_index_that_answers(tmp_path: Path) -> None:
+def test_the_demo_gives_its_table_its_report_and_an_index_that_answers(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "demo"
-    arguments = ("demo", "-o", folder, "--steps", 5, "--passages", 300, "--json")
+    arguments = ("demo", "-o", folder, "--steps", 5, "--passages", 150, "--json")
     first = last_json(run(*arguments))
     rows = first["rows"]
     assert isinstance(rows, list)
@@ -256,7 +264,7 @@ def test_the_demo_gives_its_table_its_report_and_an_index_that_answers(tmp_path:
     ],
 )
 def test_bad_input_gets_one_message_and_the_right_status(
-    model: Path, wiki: Path, tmp_path: Path, arguments: tuple[object, ...], status: int, message: str
+    run: Run, model: Path, wiki: Path, tmp_path: Path, arguments: tuple[object, ...], status: int, message: str
 ) -> None:
     filled = [str(a).format(model=model, wiki=wiki, tmp=tmp_path) for a in arguments]
     assert message in run(*filled, status=status).stderr
@@ -286,16 +294,17 @@ def test_an_interrupted_training_run_says_so_and_leaves_its_checkpoints(
 
 
 def test_a_full_disk_is_one_message_and_leaves_nothing_that_looks_whole(
-    model: Path, wiki: Path, tmp_path: Path
+    warm: Run, model: Path, wiki: Path, tmp_path: Path
 ) -> None:
-    code = (
-        "import errno, pathlib, ance_fast.artifacts as a, ance_fast.cli.main as m, sys\n"
+    script = tmp_path / "full.py"
+    script.write_text(
+        "import errno, ance_fast.artifacts as a, ance_fast.cli.main as m\n"
         "def full(path): raise OSError(errno.ENOSPC, 'No space left on device', str(path))\n"
-        "a.fsync = full\n"
-        f"sys.argv = ['ance-fast', 'tokenize', {str(wiki)!r}, '-m', {str(model)!r}, '-o', {str(tmp_path / 't')!r}]\n"
-        "m.main()\n"
+        "if __name__ == '__main__':\n"
+        "    a.fsync = full\n"
+        "    m.main()\n"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    result = warm(script, "tokenize", wiki, "-m", model, "-o", tmp_path / "t")
     assert result.returncode == 1
     assert "No space left on device" in result.stderr
     assert "Traceback" not in result.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import signal
 import subprocess
 import sys
@@ -106,6 +105,8 @@ def test_an_interrupted_run_keeps_its_finished_shards(
 CHILD = """
 import sys
 from ance_fast import Encoder, TokenStore, encode_corpus
+from ance_fast.crash_points import arm
+arm("".join(sys.argv[4:]) or None)
 encoder = Encoder.load(sys.argv[1], device="cpu", max_document_length=32)
 encode_corpus(encoder, TokenStore.open(sys.argv[2]), sys.argv[3], shard_rows=50, batch_tokens=200)
 """
@@ -113,13 +114,16 @@ encode_corpus(encoder, TokenStore.open(sys.argv[2]), sys.argv[3], shard_rows=50,
 
 @pytest.mark.parametrize("point", ["shard.before_rename:3", "record.after_rename:5", "manifest.before_rename"])
 def test_a_kill_costs_at_most_the_shards_in_flight(
-    tiny: Callable[..., Path], store: TokenStore, tmp_path: Path, point: str
+    warm: Callable[..., subprocess.CompletedProcess[str]],
+    tiny: Callable[..., Path],
+    store: TokenStore,
+    tmp_path: Path,
+    point: str,
 ) -> None:
-    checkpoint = tiny("Bert")
-    command = [sys.executable, "-c", CHILD, str(checkpoint), str(store.path), str(tmp_path / "out")]
-    environment = {**os.environ, "ANCE_FAST_CRASH_AT": point}
-    killed = subprocess.run(command, env=environment, capture_output=True, timeout=100)
-    assert killed.returncode == -signal.SIGKILL
+    checkpoint, script = tiny("Bert"), tmp_path / "child.py"
+    script.write_text(CHILD)
+    killed = warm(script, checkpoint, store.path, tmp_path / "out", point)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (tmp_path / "out").exists()
     encoder = Encoder.load(str(checkpoint), device="cpu", max_document_length=32)
     times = StageTimes()
