@@ -14,6 +14,7 @@ import numpy as np
 from ance_fast.data.token_store import TokenStore
 from ance_fast.errors import ConfigError, DataError
 from ance_fast.training.counter_hash import counter_hash
+from ance_fast.training.documents import documents_by_file, documents_by_id
 from ance_fast.training.examples import Examples
 from ance_fast.training.given_candidates import ScoredPairs, bm25_table, pairs_of, read_pairs
 from ance_fast.training.negatives import NegativeSampler, NegativeTable, choose_positives, given_table, random_table
@@ -119,9 +120,11 @@ def run_sampler(
     candidates: Mapping[str, str] | None = None,
     scores: Mapping[str, Mapping[str, float]] | None = None,
     start: str = "",
+    documents: str | None = None,
+    document_separator: str | None = None,
 ) -> NegativeSampler:
-    """The sampler of a training run from its settings (`SamplerConfig.parse`, `AnceConfig.candidates`), with the tables
-    of its sources to depth `topk` and the teacher's scores.
+    """The sampler of a training run from its settings (`SamplerConfig.parse`, the others as in `AnceConfig`), with the
+    tables of its sources to depth `topk` and the teacher's scores.
 
     scores: of a teacher (query id -> document id -> score) that the data set brings; a run file "teacher" is preferred.
 
@@ -131,6 +134,9 @@ def run_sampler(
     config, files = SamplerConfig.parse(text), dict(candidates or {})
     check_sources(config, files, start)
     contents = content_ids(examples.passages) if config.contents else None
+    chunks = documents_by_file(documents, examples.passages) if documents is not None else None
+    if document_separator is not None:
+        chunks = documents_by_id(document_separator, examples.passages)
     pairs = {name: read_pairs(path, examples) for name, path in files.items()}
     tables = {
         name: given.best(examples, topk, name) for name, given in pairs.items() if name in (*config.sources, start)
@@ -143,7 +149,14 @@ def run_sampler(
         teacher = pairs.get(TEACHER) or (pairs_of(examples, scores) if scores else None)
         _check_teacher(teacher, examples, config, files.get(TEACHER, "the data set"))
     return NegativeSampler(
-        examples, seed=seed, count=count, config=config, contents=contents, tables=tables, teacher=teacher
+        examples,
+        seed=seed,
+        count=count,
+        config=config,
+        documents=chunks,
+        contents=contents,
+        tables=tables,
+        teacher=teacher,
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ance_fast.data.input_files import is_pipe
 from ance_fast.data.text_lines import warn_counted
 from ance_fast.data.trec import RunLine, listed_twice, read_run_lines
 from ance_fast.errors import DataError
@@ -84,8 +85,10 @@ def run_candidates(
 
 
 def refuse_unreadable(candidates: Mapping[str, str]) -> None:
-    """Raise `DataError` for a run file that is missing, empty or of no known form, by its first line."""
+    """Raise `DataError` for a run file that is missing, a pipe, empty or of no known form, by its first line."""
     for path in candidates.values():
+        if is_pipe(Path(path)):
+            raise DataError(f"{path}: a pipe cannot be read again when the run is resumed; give a file")
         if next(read_run_lines(path), None) is None:
             raise DataError(f"{path}:1: the run file is empty")
 

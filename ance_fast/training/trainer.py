@@ -126,6 +126,8 @@ class AnceTrainer(Trainer):
             candidates=config.candidates,
             scores=dataset.scores,
             start=config.start,
+            documents=config.documents,
+            document_separator=config.document_separator,
         )
         self._data = data_identity(start, self.examples, self.held_out, self.sampler)
         self._make_batch = BatchMaker(self.examples, self.sampler, encode_tokens=config.encode_tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,9 @@ def test_a_file_is_looked_at_before_anything_is_computed(tmp_path: Path) -> None
         refuse_unreadable({"good": str(tmp_path / "good.trec"), "empty": str(tmp_path / "empty.trec")})
     with pytest.raises(DataError, match=r"gone.trec: no such file"):
         refuse_unreadable({"gone": str(tmp_path / "gone.trec")})
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match=r"pipe: a pipe cannot be read again"):
+        refuse_unreadable({"pipe": str(tmp_path / "pipe")})
 
 
 def test_a_samplers_tables_and_teacher_come_from_files_and_the_data_set(tmp_path: Path) -> None:

@@ -82,6 +82,13 @@ def train(
             "scores of a teacher. Repeatable.",
         ),
     ] = None,
+    documents: Annotated[
+        str | None,
+        typer.Option(help="Lines PASSAGE<tab>DOCUMENT: no negatives from a positive's own document."),
+    ] = None,
+    document_separator: Annotated[
+        str | None, typer.Option(help='Or what ends the document in an id, "#" in "doc7#0".')
+    ] = None,
     max_query_length: Annotated[int | None, typer.Option(help="Tokens.")] = None,
     max_document_length: Annotated[int | None, typer.Option(help="Tokens.")] = None,
     index_factory: Annotated[str, typer.Option(help="FAISS index_factory string for mining.")] = "Flat",
@@ -100,7 +107,7 @@ def train(
     """
     refuse_missing_data(data)
     refuse_missing_model(model)
-    refuse_missing_files(*(_named_file(text)[1] for text in candidates or []))
+    refuse_missing_files(*(_named_file(text)[1] for text in candidates or []), *filter(None, [documents]))
     from ance_fast.data import load_dataset, write_run
     from ance_fast.models import Encoder
     from ance_fast.training import AnceConfig, AnceTrainer
@@ -132,6 +139,8 @@ def train(
         negatives_per_query=negatives,
         sampler=sampler,
         candidates=dict(_named_file(text) for text in candidates or []),
+        documents=documents,
+        document_separator=document_separator,
         max_query_length=max_query_length,
         max_document_length=max_document_length,
         index_factory=index_factory,
