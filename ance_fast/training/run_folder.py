@@ -86,7 +86,7 @@ def data_identity(start: str, examples: Examples, held_out: HeldOut | None, samp
     if sampler.documents is not None:
         given.update(sampler.documents.tobytes())
     if sampler.teacher is not None:
-        given.update(sampler.teacher.rows.tobytes() + sampler.teacher.scores.tobytes())
+        given.update(sampler.teacher.keys.tobytes() + sampler.teacher.scores.tobytes())
     return {
         "start": start,
         "passages": examples.passages.manifest["content"],
