@@ -13,6 +13,7 @@ import numpy as np
 
 from ance_fast.data.token_store import TokenStore
 from ance_fast.errors import ConfigError, DataError
+from ance_fast.training.answers import read_answers
 from ance_fast.training.config import AnceConfig
 from ance_fast.training.counter_hash import counter_hash
 from ance_fast.training.documents import documents_by_file, documents_by_id
@@ -80,7 +81,7 @@ def view_candidates(
     teacher = sampler.teacher.of(queries[:, None], united.candidates) if sampler.teacher is not None else None
     teacher_bounds = teacher if config.needs_teacher else None
     if not config.needs_scores:
-        return sampler.select(united, teacher_scores=teacher_bounds, queries=queries)
+        return sampler.select(united, teacher_scores=teacher_bounds, answers=sampler.answers, queries=queries)
     positives = examples.positives_of(queries)
     if config.scores == "teacher":
         assert sampler.teacher is not None
@@ -95,6 +96,7 @@ def view_candidates(
         scores=scores,
         positive_scores=positive_scores if config.needs_positive_scores else None,
         teacher_scores=teacher_bounds,
+        answers=sampler.answers,
         queries=queries,
     )
 
@@ -114,7 +116,7 @@ def list_width(config: SamplerConfig, tables: Mapping[str, NegativeTable], *, to
 def run_sampler(
     examples: Examples, settings: AnceConfig, scores: Mapping[str, Mapping[str, float]] | None = None
 ) -> NegativeSampler:
-    """The sampler of a training run, with the tables of its sources, the teacher's scores and the documents.
+    """The sampler of a training run, with the tables of its sources, the teacher's scores, answers and documents.
 
     scores: of a teacher (query id -> document id -> score) that the data set brings; a run file "teacher" is preferred.
 
@@ -147,6 +149,7 @@ def run_sampler(
         contents=contents,
         tables=tables,
         teacher=teacher,
+        answers=read_answers(settings.answers, examples) if settings.answers is not None else None,
     )
 
 

@@ -83,6 +83,8 @@ def data_identity(start: str, examples: Examples, held_out: HeldOut | None, samp
     digest.update(examples.positive_offsets.tobytes() + examples.positive_rows.tobytes())
     for name, table in sorted(sampler.tables.items()):
         given.update(name.encode() + table.candidates.tobytes())
+    if sampler.answers is not None:
+        given.update(sampler.answers.digest())
     if sampler.documents is not None:
         given.update(sampler.documents.tobytes())
     if sampler.teacher is not None:

@@ -116,6 +116,40 @@ def test_chunks_of_a_positives_document_are_never_negatives(tiny_bert: Path, wik
         assert not found & of_positives
 
 
+@pytest.mark.parametrize("refresh", ["sync", "rolling"])
+def test_passages_that_hold_an_answer_are_not_mined(tiny_bert: Path, wiki: Path, tmp_path: Path, refresh: str) -> None:
+    data = load_dataset(str(wiki), split="train")
+    lines = [json.dumps({"query": query, "answers": ["the"]}) + "\n" for query in list(data.queries)[::2]]
+    (tmp_path / "answers.jsonl").write_text("".join(lines), encoding="utf-8")
+    trainer = make_trainer(
+        tiny_bert,
+        wiki,
+        tmp_path / "out",
+        answers=str(tmp_path / "answers.jsonl"),
+        refresh=refresh,
+        first_refresh=1,
+        max_steps=2,
+        topk=300,
+    )
+    trainer.train()
+    assert trainer.table is not None
+    versions = trainer.table.versions
+    mined = np.arange(len(trainer.examples)) if versions is None else np.flatnonzero(versions >= 0)
+    asked, texts = set(list(data.queries)[::2]), trainer.examples.passages
+    held = {
+        query: [
+            " the " in f" {texts.document(row).full_text.lower()} "
+            for row in trainer.table.candidates[query]
+            if row >= 0
+        ]
+        for query in mined.tolist()
+    }
+    for query, answers in held.items():
+        if trainer.examples.queries.ids[query] in asked:
+            assert not any(answers)
+    assert any(any(answers) for answers in held.values()), "others may have them"
+
+
 def test_training_lowers_the_loss_and_raises_the_metric(tiny_bert: Path, wiki: Path, tmp_path: Path) -> None:
     trainer = make_trainer(tiny_bert, wiki, tmp_path / "out", max_steps=40, refresh_every=15, first_refresh=15)
     snapshot = take_snapshot(trainer.encoder, trainer.examples, factory="Flat")

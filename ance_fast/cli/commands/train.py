@@ -82,6 +82,10 @@ def train(
             "scores of a teacher. Repeatable.",
         ),
     ] = None,
+    answers: Annotated[
+        str | None,
+        typer.Option(help='JSON Lines, {"query": ID, "answers": [...]}: what holds an answer is no negative.'),
+    ] = None,
     documents: Annotated[
         str | None,
         typer.Option(help="Lines PASSAGE<tab>DOCUMENT: no negatives from a positive's own document."),
@@ -107,7 +111,7 @@ def train(
     """
     refuse_missing_data(data)
     refuse_missing_model(model)
-    refuse_missing_files(*(_named_file(text)[1] for text in candidates or []), *filter(None, [documents]))
+    refuse_missing_files(*(_named_file(text)[1] for text in candidates or []), *filter(None, [answers, documents]))
     from ance_fast.data import load_dataset, write_run
     from ance_fast.models import Encoder
     from ance_fast.training import AnceConfig, AnceTrainer
@@ -139,6 +143,7 @@ def train(
         negatives_per_query=negatives,
         sampler=sampler,
         candidates=dict(_named_file(text) for text in candidates or []),
+        answers=answers,
         documents=documents,
         document_separator=document_separator,
         max_query_length=max_query_length,
