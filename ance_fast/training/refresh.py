@@ -36,14 +36,17 @@ class Snapshot:
     index: Index
     ranks: Ranks = ALONE
 
-    def nearest(self, vectors: np.ndarray, examples: Examples, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The `k` passages nearest to `vectors` float32 [queries, dim], one for each training query, without its
-        positives: rows and scores [queries, k], -1 past the end. Each rank searches for its share of the queries."""
-        k = min(k, len(examples.passages))
+    def nearest(
+        self, vectors: np.ndarray, k: int, excluded: tuple[np.ndarray, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The `k` passages nearest to `vectors` float32 [n, dim], without those `excluded` for each (offsets int64
+        [n + 1] and rows): rows and scores [n, k], -1 past the end. Each rank searches for its share of them."""
+        k, (offsets, rows_out) = min(k, len(self.passages)), excluded
 
         def search(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-            positives = examples.positives_of(np.arange(start, stop))
-            found = self.index.search(vectors[start:stop], k, exclude_positions=positives)
+            first, last = offsets[start], offsets[stop]
+            theirs = offsets[start : stop + 1] - first, rows_out[first:last]
+            found = self.index.search(vectors[start:stop], k, exclude_positions=theirs)
             return found.positions, found.scores
 
         rows, scores = self.ranks.rows(len(vectors), search)
@@ -94,7 +97,7 @@ def _encoded(encoder: Encoder, store: TokenStore, what: str, batch_tokens: int |
 
 def mine(snapshot: Snapshot, examples: Examples, *, topk: int, generation: int, step: int) -> NegativeTable:
     """The top `topk` passages of every training query that are not its positives."""
-    rows, scores = snapshot.nearest(snapshot.queries, examples, topk)
+    rows, scores = snapshot.nearest(snapshot.queries, topk, (examples.positive_offsets, examples.positive_rows))
     return mined_table(examples, rows, scores, "index", generation, step)
 
 

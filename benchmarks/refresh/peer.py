@@ -120,7 +120,7 @@ def train_part(
 
 def first_table(bench: Bench, seed: int) -> NegativeTable:
     config = ance_config(bench.settings, Plan("none", "contrastive", seed), bench.folder / PEER)
-    sampler = run_sampler(bench.examples, config.sampler, seed=seed, count=1)
+    sampler = run_sampler(bench.examples, config)
     return start_table(config, bench.judge, bench.examples, sampler)
 
 

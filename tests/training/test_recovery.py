@@ -27,7 +27,10 @@ SETTINGS: dict[str, Any] = {
     "logging_steps": 3,
     "encode_tokens": 256,
 }
-ROLLING = {"refresh": "rolling", "max_staleness": 8, "rolling_hot": 6, "rerank": 30}
+# The sampler whose state is the largest: earlier lists, weights, the mean passage.
+ROLLING = {"refresh": "rolling", "max_staleness": 8, "rolling_hot": 6, "rerank": 20} | {
+    "sampler": "ance-tele,per_source=8,scores=centred,weighting=softmax"
+}
 # After each of them come at least two refreshes (of steps 4, 8, 12, 16 and 20).
 KILLS = {
     "sync": {
