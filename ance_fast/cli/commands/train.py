@@ -19,6 +19,9 @@ def train(
     split: Annotated[str, typer.Option(help="Split of the judgements to train on.")] = "train",
     dev_split: Annotated[str | None, typer.Option(help="Split to measure at every refresh.")] = None,
     test_split: Annotated[str | None, typer.Option(help="Split to measure at the end; writes RUN/test.trec.")] = None,
+    judged: Annotated[
+        Path | None, typer.Option(help="More judgements of training queries (qrels file), to count false negatives by.")
+    ] = None,
     num_layers: Annotated[int | None, typer.Option(min=1, help="Keep only the first layers.")] = None,
     max_steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 1000,
     batch_size: Annotated[int, typer.Option(help="Queries of a forward and backward pass.")] = 32,
@@ -91,7 +94,7 @@ def train(
     """
     refuse_missing_data(data)
     refuse_missing_model(model)
-    from ance_fast.data import load_dataset, write_run
+    from ance_fast.data import load_dataset, read_qrels, write_run
     from ance_fast.models import Encoder
     from ance_fast.training import AnceConfig, AnceTrainer
 
@@ -131,9 +134,11 @@ def train(
     dataset = load_dataset(data, split=split)
     dev = load_dataset(data, split=dev_split) if dev_split else None
     test = load_dataset(data, split=test_split) if test_split else None
+    judgements = read_qrels(judged) if judged else None
     encoder = Encoder.load(model, device=device, dtype="float32", num_layers=num_layers)
-    trainer = AnceTrainer(encoder, dataset, config, dev=dev)
+    trainer = AnceTrainer(encoder, dataset, config, dev=dev, judged=judgements)
     result: dict[str, Any] = {"output": str(output), "dev": trainer.train(resume=resume), "seconds": trainer.seconds}
+    result["report"] = str(output / "report.html")
     if test is not None:
         run, evaluation = trainer.evaluate_on(test)
         write_run(output / "test.trec", run, output.name)
@@ -144,4 +149,5 @@ def train(
     for name in ("dev", "test"):
         if result.get(name):
             print_table(list(result[name]), [list(result[name].values())], title=name)
+    print(f"Report: {result['report']}")
     print(f"Search it: {program()} search {shlex.quote(str(output))} 'your query'")
