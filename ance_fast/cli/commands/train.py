@@ -80,6 +80,7 @@ def train(
     max_document_length: Annotated[int | None, typer.Option(help="Tokens.")] = None,
     index_factory: Annotated[str, typer.Option(help="FAISS index_factory string for mining.")] = "Flat",
     save_every: Annotated[str | None, typer.Option(help="Checkpoint interval [the refresh interval].")] = None,
+    logging_steps: Annotated[int, typer.Option(min=1, help="Steps between lines of RUN/metrics.jsonl.")] = 10,
     seed: Annotated[int, typer.Option()] = 42,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
     num_proc: Annotated[int, typer.Option(min=1, help="Tokenising processes.")] = 1,
@@ -128,6 +129,7 @@ def train(
         max_document_length=max_document_length,
         index_factory=index_factory,
         save_every=save_every,
+        logging_steps=logging_steps,
         seed=seed,
         num_proc=num_proc,
     )
