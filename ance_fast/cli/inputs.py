@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ance_fast.artifacts import recover
-from ance_fast.errors import ArtifactError
+from ance_fast.errors import ArtifactError, DataError
 
 
 def refuse_missing_data(*specs: str | None) -> None:
@@ -23,6 +23,13 @@ def refuse_missing_model(name: str | None) -> None:
 
     if name is not None:
         refuse_missing_checkpoint(name)
+
+
+def refuse_missing_files(*files: str | Path) -> None:
+    """Raise `DataError` for a file that is not there."""
+    for file in files:
+        if not Path(file).exists():
+            raise DataError(f"{file}: no such file")
 
 
 def refuse_missing_folder(*folders: str | Path | None) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import gzip
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from ance_fast.artifacts import atomic_file
 from ance_fast.data.qrels import read_qrels
 from ance_fast.data.text_lines import read_lines
 from ance_fast.errors import DataError
 
-__all__ = ["Run", "read_qrels", "read_run", "write_run"]
+__all__ = ["Run", "RunLine", "listed_twice", "read_qrels", "read_run", "read_run_lines", "write_run"]
 
 logger = logging.getLogger(__name__)
 
@@ -21,14 +22,32 @@ Run = dict[str, dict[str, float]]
 """Query id -> document id -> score, higher is better."""
 
 
+class RunLine(NamedTuple):
+    """One line of a run file."""
+
+    number: int
+    query_id: str
+    document_id: str
+    score: float
+
+
 def read_run(path: str | Path) -> Run:
-    """Read a TREC run (`qid Q0 docid rank score tag`) or an MS MARCO run (`qid docid rank`, whose score is -rank).
+    """Read a run whole; forms and errors are those of `read_run_lines`, and a document listed twice is one too."""
+    run: Run = {}
+    for line in read_run_lines(path):
+        scores = run.setdefault(line.query_id, {})
+        if line.document_id in scores:
+            raise listed_twice(path, line)
+        scores[line.document_id] = line.score
+    return run
+
+
+def read_run_lines(path: str | Path) -> Iterator[RunLine]:
+    """Stream a TREC run (`qid Q0 docid rank score tag`) or an MS MARCO run (`qid docid rank`, whose score is -rank).
 
     The form is taken from the first line. Ranks of TREC runs are ignored, as evaluation tools do: scores decide.
-    Raises `DataError` with file and line: a wrong number of columns, a score that is no number, a document listed
-    twice.
+    Raises `DataError` with file and line: a wrong number of columns, a score that is no number.
     """
-    run: Run = {}
     columns = 0
     for number, line in read_lines(path):
         # Tabs win over blanks, so that ids which hold blanks survive (`write_run`).
@@ -51,11 +70,12 @@ def read_run(path: str | Path) -> Run:
             raise DataError(f"{path}:{number}: {name} {value!r} is not a number") from None
         if math.isnan(score):
             raise DataError(f"{path}:{number}: the score is NaN, which has no place in an order")
-        scores = run.setdefault(query_id, {})
-        if document_id in scores:
-            raise DataError(f"{path}:{number}: document {document_id!r} comes twice for query {query_id!r}")
-        scores[document_id] = score
-    return run
+        yield RunLine(number, query_id, document_id, score)
+
+
+def listed_twice(path: str | Path, line: RunLine) -> DataError:
+    """The error of a run in which `line` names a document that the query had before."""
+    return DataError(f"{path}:{line.number}: document {line.document_id!r} comes twice for query {line.query_id!r}")
 
 
 def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], tag: str = "ance_fast") -> None:

@@ -1,7 +1,7 @@
-"""Where candidates come from beside the query's own search, and the scores they are filtered by.
+"""Where the candidates of a generation come from, and how a refresh puts them together.
 
-Each source is a `NegativeTable`; `NegativeSampler.unite` merges them. The generation before ("momentum") is one as it
-is.
+Each source gives a `NegativeTable` for the queries of a `View`; `NegativeSampler.unite` merges them. The generation
+before ("momentum") and the tables that the sampler holds are sources as they are.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ from dataclasses import replace
 import numpy as np
 
 from ance_fast.data.token_store import TokenStore
-from ance_fast.errors import ConfigError
+from ance_fast.errors import ConfigError, DataError
 from ance_fast.training.counter_hash import counter_hash
 from ance_fast.training.examples import Examples
-from ance_fast.training.negatives import NegativeSampler, NegativeTable, choose_positives, random_table
-from ance_fast.training.refresh import Snapshot, mine
-from ance_fast.training.sampler_config import SamplerConfig
-
-REFRESHED = ("index", "look-ahead", "momentum", "random")
-"""Sources that a refresh can make by itself."""
+from ance_fast.training.given_candidates import ScoredPairs, bm25_table, pairs_of, read_pairs
+from ance_fast.training.negatives import NegativeSampler, NegativeTable, choose_positives, given_table, random_table
+from ance_fast.training.refresh import Snapshot
+from ance_fast.training.sampler_config import REFRESHED, TEACHER, SamplerConfig, check_sources
+from ance_fast.training.view import View, snapshot_view
 
 # Positions of a token list enter its hash apart from its length.
 _LENGTH = -1
@@ -35,137 +34,165 @@ def refreshed_candidates(
     topk: int,
     generation: int,
     step: int,
+    queries: np.ndarray | None = None,
 ) -> NegativeTable:
-    """The candidates of a generation: every source of `sampler.config` to depth `topk`, united, filtered, weighted.
+    """The candidates of a generation by `snapshot`, for these queries (int64), by default for all; see
+    `view_candidates`."""
+    view = snapshot_view(snapshot, examples, topk=topk, queries=queries)
+    return view_candidates(view, examples, sampler, previous, topk=topk, generation=generation, step=step)
 
-    `previous` is the generation before, for "momentum"; in the first generation there is none.
+
+def view_candidates(
+    view: View,
+    examples: Examples,
+    sampler: NegativeSampler,
+    previous: NegativeTable | None,
+    *,
+    topk: int,
+    generation: int,
+    step: int,
+) -> NegativeTable:
+    """Candidates of the view's queries: each source of `sampler.config` to depth `topk`, united, filtered, weighted.
+
+    `previous`, a table of all queries, is the generation before, for "momentum"; in the first there is none. What a
+    query gets depends on no other query of the view.
     """
-    config = sampler.config
+    config, queries = sampler.config, view.queries
+    stamp = {"generation": generation, "step": step}
     tables = []
     for source in config.sources:
         if source == "index":
-            tables.append(mine(snapshot, examples, topk=topk, generation=generation, step=step))
+            tables.append(own_search(view, examples, **stamp))
         elif source == "look-ahead":
-            tables.append(look_ahead(snapshot, examples, sampler.seed, topk=topk, generation=generation, step=step))
+            tables.append(look_ahead(view, examples, sampler.seed, **stamp))
         elif source == "random":
-            tables.append(random_candidates(examples, topk, sampler.seed, generation=generation, step=step))
+            tables.append(random_candidates(examples, topk, sampler.seed, queries=queries, **stamp))
+        elif source != "momentum":
+            tables.append(sampler.tables[source].of(queries).top(topk))
         elif previous is not None:
-            tables.append(replace(previous, source="momentum"))
+            tables.append(replace(previous.of(queries).top(topk), source="momentum"))
     if not tables:
-        return replace(random_table(examples), generation=generation, step=step)
-    united = sampler.unite(tables, generation=generation, step=step)
+        return replace(random_table(examples), generation=generation, step=step).of(queries)
+    united = sampler.unite(tables, queries=queries, **stamp)
+    view.freshen(united.candidates)
+    teacher = sampler.teacher.of(queries[:, None], united.candidates) if sampler.teacher is not None else None
+    teacher_bounds = teacher if config.needs_teacher else None
     if not config.needs_scores:
-        return sampler.select(united)
-    scores, positive_scores = on_scale(
-        config.scores,
-        snapshot,
-        examples,
+        return sampler.select(united, teacher_scores=teacher_bounds, queries=queries)
+    positives = examples.positives_of(queries)
+    if config.scores == "teacher":
+        assert sampler.teacher is not None
+        scores, positive_scores = teacher, sampler.teacher.of(np.repeat(queries, np.diff(positives[0])), positives[1])
+    else:
+        view.freshen(positives[1])
+        own = united.sources == ("index",)
+        products = united.scores if own else view.inner_products(united.candidates)
+        scores, positive_scores = view.on_scale(config.scores, united.candidates, products, positives)
+    return sampler.select(
         united,
-        products=united.scores if united.sources == ("index",) else inner_products(snapshot, united.candidates),
+        scores=scores,
+        positive_scores=positive_scores if config.needs_positive_scores else None,
+        teacher_scores=teacher_bounds,
+        queries=queries,
     )
-    return sampler.select(united, scores=scores, positive_scores=positive_scores)
 
 
-def run_sampler(examples: Examples, text: str, *, seed: int, count: int) -> NegativeSampler:
-    """The sampler of a training run from its setting (`SamplerConfig.parse`).
+def list_width(config: SamplerConfig, tables: Mapping[str, NegativeTable], *, topk: int, corpus: int) -> int:
+    """The most candidates that `view_candidates` leaves a query."""
+    width = 0
+    for source in config.sources:
+        found = min(topk, tables[source].candidates.shape[1] if source in tables else topk)
+        if config.rank_max is not None:
+            found = min(found, config.rank_max)
+        found = max(0, found - config.rank_min)
+        width += min(found, config.per_source or found)
+    return max(1, min(width, corpus, config.keep or width))
 
-    Raises `ConfigError` for a setting that is not understood, or needs what a refresh does not make itself.
+
+def run_sampler(
+    examples: Examples,
+    text: str,
+    *,
+    seed: int,
+    count: int,
+    topk: int = 200,
+    candidates: Mapping[str, str] | None = None,
+    scores: Mapping[str, Mapping[str, float]] | None = None,
+    start: str = "",
+) -> NegativeSampler:
+    """The sampler of a training run from its settings (`SamplerConfig.parse`, `AnceConfig.candidates`), with the tables
+    of its sources to depth `topk` and the teacher's scores.
+
+    scores: of a teacher (query id -> document id -> score) that the data set brings; a run file "teacher" is preferred.
+
+    Raises `ConfigError` for a setting that is not understood or needs what there is not, `DataError` for a run file
+    that is damaged or about something else.
     """
-    config = SamplerConfig.parse(text)
+    config, files = SamplerConfig.parse(text), dict(candidates or {})
+    check_sources(config, files, start)
     contents = content_ids(examples.passages) if config.contents else None
-    foreign = [source for source in config.sources if source not in REFRESHED]
-    if foreign:
-        raise ConfigError(
-            f"sampler: sources={'+'.join(foreign)}: a refresh makes {', '.join(REFRESHED)}; "
-            "unite other tables with NegativeSampler"
-        )
-    if config.needs_teacher or config.scores == "teacher":
-        raise ConfigError("sampler: a refresh has no teacher scores; pass them to NegativeSampler.select")
-    return NegativeSampler(examples, seed=seed, count=count, config=config, contents=contents)
-
-
-def look_ahead(
-    snapshot: Snapshot, examples: Examples, seed: int, *, topk: int, generation: int, step: int
-) -> NegativeTable:
-    """The passages nearest to one of the query's positives, drawn anew each generation (Sun et al., EMNLP 2022)."""
-    every = np.arange(len(examples))
-    chosen = choose_positives(examples, every, seed=seed, step=generation)
-    positives = examples.positive_offsets, examples.positive_rows
-    found = snapshot.index.search(
-        snapshot.passages[chosen], min(topk, len(examples.passages)), exclude_positions=positives
+    pairs = {name: read_pairs(path, examples) for name, path in files.items()}
+    tables = {
+        name: given.best(examples, topk, name) for name, given in pairs.items() if name in (*config.sources, start)
+    }
+    for source in config.sources:
+        if source not in (*REFRESHED, *tables):
+            tables[source] = bm25_table(examples, topk) if source == "bm25" else _of_data_set(examples)
+    teacher = None
+    if config.reads_teacher:
+        teacher = pairs.get(TEACHER) or (pairs_of(examples, scores) if scores else None)
+        _check_teacher(teacher, examples, config, files.get(TEACHER, "the data set"))
+    return NegativeSampler(
+        examples, seed=seed, count=count, config=config, contents=contents, tables=tables, teacher=teacher
     )
-    rows, scores = found.positions.astype(np.int32), found.scores.astype(np.float32)
-    return NegativeTable(rows, scores, "look-ahead", generation, step)
 
 
-def random_candidates(examples: Examples, count: int, seed: int, *, generation: int, step: int) -> NegativeTable:
-    """`count` passages of the corpus for each query, uniformly, perhaps with repetitions; without scores (NaN)."""
-    hashes = counter_hash(seed, generation, np.arange(len(examples))[:, None], -2, np.arange(count))
+def own_search(view: View, examples: Examples, *, generation: int, step: int) -> NegativeTable:
+    """The passages nearest to each query, its positives left out."""
+    rows, scores = view.search(view.vectors, examples.positives_of(view.queries))
+    return NegativeTable(rows.astype(np.int32), scores.astype(np.float32), "index", generation, step)
+
+
+def look_ahead(view: View, examples: Examples, seed: int, *, generation: int, step: int) -> NegativeTable:
+    """The passages nearest to one of the query's positives, drawn anew each generation (Sun et al., EMNLP 2022)."""
+    chosen = choose_positives(examples, view.queries, seed=seed, step=generation)
+    view.freshen(chosen)
+    rows, scores = view.search(view.rows(chosen), examples.positives_of(view.queries))
+    return NegativeTable(rows.astype(np.int32), scores.astype(np.float32), "look-ahead", generation, step)
+
+
+def random_candidates(
+    examples: Examples, count: int, seed: int, *, generation: int, step: int, queries: np.ndarray | None = None
+) -> NegativeTable:
+    """`count` passages of the corpus for each query (int64, by default all), uniformly, perhaps with repetitions;
+    without scores (NaN)."""
+    every = np.arange(len(examples)) if queries is None else queries
+    hashes = counter_hash(seed, generation, every[:, None], -2, np.arange(count))
     rows = (hashes % np.uint64(len(examples.passages))).astype(np.int32)
     return NegativeTable(rows, np.full(rows.shape, np.nan, dtype=np.float32), "random", generation, step)
 
 
-def run_candidates(
-    examples: Examples, run: Mapping[str, Mapping[str, float]], *, topk: int, source: str = "run"
-) -> NegativeTable:
-    """The best `topk` of a run (query id -> {document id: score}), of BM25 or of another model.
-
-    Equal scores: the passage with the smaller row first. Queries and documents that are not in the examples are left
-    out; a query that the run lacks has no candidates.
-    """
-    ids = list(examples.queries.ids)
-    lists = [run.get(query, {}) for query in ids]
-    counts = np.array([len(documents) for documents in lists], dtype=np.int64)
-    owners = np.repeat(np.arange(len(ids)), counts)
-    rows = examples.passages.positions([document for documents in lists for document in documents])
-    scores = np.fromiter((s for documents in lists for s in documents.values()), dtype=np.float64, count=len(rows))
-    known = rows >= 0
-    owners, rows, scores = owners[known], rows[known], scores[known]
-    order = np.lexsort((rows, -scores, owners))
-    owners, rows, scores = owners[order], rows[order], scores[order]
-    counts = np.bincount(owners, minlength=len(ids))
-    ranks = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-    kept = ranks < topk
-    shape = len(ids), max(1, min(topk, int(counts.max(initial=0))))
-    candidates, table_scores = np.full(shape, -1, dtype=np.int32), np.full(shape, -np.inf, dtype=np.float32)
-    candidates[owners[kept], ranks[kept]] = rows[kept]
-    table_scores[owners[kept], ranks[kept]] = scores[kept]
-    return NegativeTable(candidates, table_scores, source, 0, 0)
+def _of_data_set(examples: Examples) -> NegativeTable:
+    if examples.given is None:
+        raise ConfigError("sampler: sources=dataset: the data set brings no negatives")
+    return given_table(examples)
 
 
-def inner_products(snapshot: Snapshot, candidates: np.ndarray) -> np.ndarray:
-    """Inner product of each query and its candidates: float32 [queries, K], NaN past the end."""
-    scores = np.full(candidates.shape, np.nan, dtype=np.float32)
-    # Gathered passages of a block: about 64 MB at 200 candidates of 768 numbers.
-    for start in range(0, len(candidates), 128):
-        rows = candidates[start : start + 128]
-        products = np.einsum("nd,nkd->nk", snapshot.queries[start : start + 128], snapshot.passages[rows])
-        scores[start : start + 128] = np.where(rows >= 0, products, np.nan)
-    return scores
-
-
-def on_scale(
-    scale: str, snapshot: Snapshot, examples: Examples, table: NegativeTable, *, products: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Candidates' and positives' scores as "inner_product", "centred" or "cosine", from the candidates' inner products.
-
-    Returns float32 [queries, K] and [P]; "centred" is less the query's inner product with the corpus' mean passage.
-    """
+def _check_teacher(teacher: ScoredPairs | None, examples: Examples, config: SamplerConfig, where: str) -> None:
+    if teacher is None:
+        raise ConfigError(
+            "sampler: there are no teacher scores; the data set brings none, and candidates has no run file 'teacher'"
+        )
+    if config.scores != "teacher" or not config.needs_positive_scores:
+        return
     pairs = examples.pairs
-    positive = np.einsum("nd,nd->n", snapshot.queries[pairs[:, 0]], snapshot.passages[pairs[:, 1]])
-    if scale == "centred":
-        centre = snapshot.queries @ snapshot.passages.mean(axis=0, dtype=np.float64).astype(np.float32)
-        return products - centre[:, None], positive - centre[pairs[:, 0]]
-    if scale == "cosine":
-        queries, passages = _lengths(snapshot.queries), _lengths(snapshot.passages)
-        cosine = products / (queries[:, None] * passages[table.candidates])
-        return cosine, positive / (queries[pairs[:, 0]] * passages[pairs[:, 1]])
-    return products, positive
-
-
-def _lengths(vectors: np.ndarray) -> np.ndarray:
-    # A vector of zeros has no direction: its cosines are 0 as its products are.
-    return np.maximum(np.sqrt(np.einsum("nd,nd->n", vectors, vectors)), np.float32(1e-30))
+    missing = pairs[~np.isfinite(teacher.of(pairs[:, 0], pairs[:, 1]))]
+    if len(missing):
+        query, document = examples.queries.ids[int(missing[0, 0])], examples.passages.ids[int(missing[0, 1])]
+        raise DataError(
+            f"{where}: no score of query {query!r} with its positive {document!r} ({len(missing)} of {len(pairs)} "
+            "positives have none); the sampler compares candidates with them"
+        )
 
 
 def content_ids(store: TokenStore) -> np.ndarray:

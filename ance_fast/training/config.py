@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ance_fast.errors import ConfigError
-from ance_fast.training.sampler_config import SamplerConfig
+from ance_fast.training.sampler_config import SamplerConfig, check_sources
 from ance_fast.training.schedule import Schedule, parse_schedule, steps_of
 
 LOSSES = ("pairwise", "contrastive")
@@ -54,7 +54,10 @@ class AnceConfig:
         their gradients, which bounds memory whatever the batch size. The result is that of one pass.
     topk, negatives_per_query: how many negatives are drawn, from the topk retrieved passages that are not positives.
     sampler: how, for what the encoder retrieves: a preset ("ance", uniformly; "star", "ance-tele", "nv-retriever",
-        "simans"), with changes after commas ("simans,a=50"); see `SamplerConfig`. "rolling" takes "ance" alone.
+        "simans"), with changes after commas ("simans,a=50"); see `SamplerConfig`.
+    candidates: run files by the name that the sampler's `sources` give them, {"tas-b": "tas-b.trec"}. "bm25" is made
+        from the corpus and "dataset" of what the data set brings, unless a file has the name. The file "teacher" gives
+        the teacher's scores.
     """
 
     output_dir: str
@@ -82,6 +85,7 @@ class AnceConfig:
     topk: int = 200
     negatives_per_query: int = 1
     sampler: str = "ance"
+    candidates: dict[str, str] = field(default_factory=dict)
     max_query_length: int | None = None
     max_document_length: int | None = None
     index_factory: str = "Flat"
@@ -107,7 +111,7 @@ class AnceConfig:
         for name in POSITIVE:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
-        SamplerConfig.parse(self.sampler)
+        check_sources(SamplerConfig.parse(self.sampler), self.candidates, self.start)
         if self.topk < self.negatives_per_query:
             raise ConfigError(f"topk={self.topk} is below negatives_per_query={self.negatives_per_query}")
         if self.max_refreshes is not None and self.max_refreshes < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,25 @@ class NegativeTable:
         arrays: dict[str, Any] = {name: np.ascontiguousarray(array[:, :k]) for name, array in self._arrays().items()}
         return replace(self, **arrays)
 
+    def of(self, queries: np.ndarray) -> NegativeTable:
+        """The rows of these queries (int64), in their order; the table itself where they are all."""
+        if np.array_equal(queries, np.arange(len(self.candidates))):
+            return self
+        arrays: dict[str, Any] = {name: array[queries] for name, array in self._arrays().items()}
+        return replace(self, **arrays, versions=None if self.versions is None else self.versions[queries])
+
+    def spread(self, queries: np.ndarray, count: int) -> NegativeTable:
+        """The same lists as those of `queries` (int64) in a table of `count`; what it has for others is no list."""
+
+        def placed(array: np.ndarray) -> np.ndarray:
+            # Zeros that nobody touches take no memory, however many queries there are.
+            whole = np.zeros((count, *array.shape[1:]), dtype=array.dtype)
+            whole[queries] = array
+            return whole
+
+        arrays: dict[str, Any] = {name: placed(array) for name, array in self._arrays().items()}
+        return replace(self, **arrays)
+
     def trimmed(self) -> NegativeTable:
         """Without the columns past every query's last candidate; one stays, since none would mean the whole corpus."""
         width = max(1, int((self.candidates >= 0).sum(axis=1).max(initial=0)))
@@ -51,9 +71,7 @@ class NegativeTable:
 
     def filtered_shares(self) -> dict[str, float]:
         """Share of the candidates left out for each reason that occurred, as "filtered_REASON", to be logged."""
-        total = self.filtered.get("candidates", 0)
-        reasons = {name: count for name, count in self.filtered.items() if name != "candidates" and count}
-        return {f"filtered_{name}": count / total for name, count in reasons.items()} if total else {}
+        return filtered_shares(self.filtered)
 
     def save(self, path: Path) -> None:
         """Write the table as an artifact."""
@@ -98,6 +116,13 @@ class NegativeTable:
             "origins": self.origins,
         }
         return {name: array for name, array in arrays.items() if array is not None}
+
+
+def filtered_shares(filtered: Mapping[str, int]) -> dict[str, float]:
+    """As `NegativeTable.filtered_shares`, of the counts of one table or of several together."""
+    total = filtered.get("candidates", 0)
+    reasons = {name: count for name, count in filtered.items() if name != "candidates" and count}
+    return {f"filtered_{name}": count / total for name, count in reasons.items()} if total else {}
 
 
 # Sources that no encoder has chosen: what they hold does not age.

@@ -8,7 +8,7 @@ resumed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +18,7 @@ from ance_fast import _C
 from ance_fast.errors import ConfigError
 from ance_fast.training.counter_hash import counter_hash
 from ance_fast.training.examples import Examples
+from ance_fast.training.given_candidates import ScoredPairs
 from ance_fast.training.negative_table import NegativeTable, given_table, mined_table, random_table
 from ance_fast.training.sampler_config import SamplerConfig
 
@@ -41,6 +42,8 @@ class NegativeSampler:
 
     documents, contents: int64 [passages], equal for chunks of one document and for passages of the same text. Passages
         that share one with a positive are never negatives of its query, and a query has each content once.
+    tables, teacher: what a refresh takes as sources and as teacher scores, for all queries; `unite` and `select` are
+        handed theirs.
 
     `unite` and `select` take the time of a sort or a hash a candidate, in C++ over threads; results are the same for
     any number of them.
@@ -55,8 +58,12 @@ class NegativeSampler:
         config: SamplerConfig | None = None,
         documents: np.ndarray | None = None,
         contents: np.ndarray | None = None,
+        tables: Mapping[str, NegativeTable] | None = None,
+        teacher: ScoredPairs | None = None,
     ) -> None:
         self.examples = examples
+        self.tables = dict(tables or {})
+        self.teacher = teacher
         self.seed = seed
         self.count = count
         self.config = config or SamplerConfig()

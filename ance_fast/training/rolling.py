@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
+from collections import Counter
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,22 +24,24 @@ from ance_fast.encoding.budget import default_budget
 from ance_fast.errors import ConfigError, DataError
 from ance_fast.index import Index
 from ance_fast.index.factory import is_flat
+from ance_fast.training.candidate_sources import list_width, view_candidates
 from ance_fast.training.config import AnceConfig
 from ance_fast.training.generations import Generation, newest_before
-from ance_fast.training.negatives import NegativeTable
+from ance_fast.training.measures import judged_candidates, probe_batches, probe_losses
+from ance_fast.training.negative_table import NegativeTable, filtered_shares
 from ance_fast.training.refresher import RunParts
 from ance_fast.training.resident_state import ResidentState, load_state, save_state
-from ance_fast.training.sampler_config import PRESETS
 from ance_fast.training.staleness import OVERLAP_DEPTH, IntervalStats, overlap
 from ance_fast.training.start import start_table
+from ance_fast.training.view import Csr, View
 
 # Steps whose lists count as recent for `rolling_hot`.
 RECENT_STEPS = 16
 
 
 class RollingRefresh:
-    """Raises `ConfigError` for an index that cannot be changed in place, several processes, a sampler that needs whole
-    generations, and a `rolling_slice` too small for `max_staleness`."""
+    """Raises `ConfigError` for an index that cannot be changed in place, several processes, and a `rolling_slice` too
+    small for `max_staleness`."""
 
     def __init__(self, parts: RunParts) -> None:
         config = parts.config
@@ -48,11 +52,6 @@ class RollingRefresh:
             )
         if parts.world_size > 1:
             raise ConfigError(f"refresh='rolling' runs in one process, here are {parts.world_size}; use refresh='sync'")
-        if parts.sampler.config != PRESETS["ance"]:
-            raise ConfigError(
-                f"refresh='rolling' mines each batch's queries by themselves and draws uniformly from their topk; "
-                f"sampler={config.sampler!r} needs whole generations: use refresh='sync'"
-            )
         self.generation: Generation | None = None
         self.seconds = 0.0
         self.slice_rows = slice_for(config, len(parts.examples.passages))
@@ -61,6 +60,7 @@ class RollingRefresh:
         self._first = parts.steps[0] if parts.steps else config.max_steps
         self._index: Index | None = None
         self._interval = IntervalStats()
+        self._filtered: Counter[str] = Counter()
         self._seconds_reported = 0.0
 
     def before_step(self, step: int) -> dict[str, float] | None:
@@ -74,6 +74,7 @@ class RollingRefresh:
         started = time.monotonic()
         if self.state is None:
             self.state = self._make_state()
+            self._keep_start_lists()
             self._encode_spans([(0, len(parts.examples.passages))], step)
         else:
             self._encode_spans(self.spans_at(step), step)
@@ -99,8 +100,9 @@ class RollingRefresh:
         return step - self.state.versions[passages].astype(np.int64)
 
     def interval(self) -> dict[str, float]:
-        """Hardness of the lists, what they kept of the query's previous one, and the seconds this took."""
-        report = self._interval.report()
+        """Hardness of the lists, what was filtered, what they kept of the query's previous one, the seconds it took."""
+        report = self._interval.report() | filtered_shares(self._filtered)
+        self._filtered.clear()
         if self.state is not None:
             report["seconds_refresh"] = self.seconds - self._seconds_reported
             report["checkpoint_bytes"] = float(self.state.bytes_written)
@@ -130,25 +132,40 @@ class RollingRefresh:
         return [(start, stop)] if stop <= count else [(start, count), (0, stop - count)]
 
     def _make_state(self) -> ResidentState:
-        encoder, examples = self._parts.encoder, self._parts.examples
-        width = min(self._parts.config.topk, len(examples.passages))
+        encoder, examples, sampler = self._parts.encoder, self._parts.examples, self._parts.sampler
+        config, count = sampler.config, len(examples.passages)
+        shape = len(examples), list_width(config, sampler.tables, topk=self._parts.config.topk, corpus=count)
+        centred = config.scores == "centred" and config.needs_scores
         state = ResidentState(
-            matrix=torch.zeros(len(examples.passages), encoder.dim, device=encoder.device),
-            versions=np.full(len(examples.passages), -1, dtype=np.int32),
-            candidates=np.full((len(examples), width), -1, dtype=np.int32),
-            scores=np.full((len(examples), width), -np.inf, dtype=np.float32),
+            matrix=torch.zeros(count, encoder.dim, device=encoder.device),
+            versions=np.full(count, -1, dtype=np.int32),
+            candidates=np.full(shape, -1, dtype=np.int32),
+            scores=np.full(shape, -np.inf, dtype=np.float32),
             mined=np.full(len(examples), -1, dtype=np.int32),
+            log_weights=None if config.weighting == "uniform" else np.zeros(shape, dtype=np.float32),
+            origins=np.zeros(shape, dtype=np.uint8) if len(config.sources) > 1 else None,
+            total=torch.zeros(encoder.dim, dtype=torch.float64, device=encoder.device) if centred else None,
         )
         # It sees every later change of the matrix.
         self._index = Index.over(state.matrix, examples.passages.ids.arrow, check=False)
         return state
 
+    def _keep_start_lists(self) -> None:
+        """What "momentum" has of a query that was not mined yet is the start's list."""
+        assert self.state is not None
+        assert self.generation is not None
+        first = replace(self.generation.table.top(self.state.candidates.shape[1]), log_weights=None, origins=None)
+        self.state.keep(np.arange(len(self._parts.examples)), first, mined=-1)
+
     def _encode_spans(self, spans: list[tuple[int, int]], step: int) -> None:
         assert self.state is not None
         parts = self._parts
-        encode_spans(
-            parts.encoder, parts.examples.passages, spans, resident=self.state.matrix, batch_tokens=self._budget()
-        )
+        with ExitStack() as changes:
+            for start, stop in spans:
+                changes.enter_context(self.state.changed(slice(start, stop)))
+            encode_spans(
+                parts.encoder, parts.examples.passages, spans, resident=self.state.matrix, batch_tokens=self._budget()
+            )
         for start, stop in spans:
             self.state.versions[start:stop] = step
 
@@ -160,8 +177,15 @@ class RollingRefresh:
         vectors = parts.encoder.encode_tokens(parts.examples.passages, rows, batch_tokens=self._budget())
         if not torch.isfinite(vectors).all():
             raise DataError(f"embeddings of passages hold NaN or infinity at step {step}; lower the learning rate")
-        self.state.matrix[torch.from_numpy(rows).to(vectors.device)] = vectors
+        with self.state.changed(rows):
+            self.state.matrix[torch.from_numpy(rows).to(vectors.device)] = vectors
         self.state.versions[rows] = step
+
+    def _encode_stale(self, rows: np.ndarray, step: int) -> None:
+        """By the current weights, those of `rows` (any shape, -1 for none) that are not yet."""
+        assert self.state is not None
+        rows = np.unique(rows[rows >= 0]).astype(np.int64)
+        self._encode_rows(rows[self.state.versions[rows] < step], step)
 
     def _hot_rows(self, step: int) -> np.ndarray:
         """The stalest passages of recently mined lists, by (version, row), less those of this step's slice."""
@@ -176,27 +200,60 @@ class RollingRefresh:
 
     def _mine(self, queries: np.ndarray, step: int) -> None:
         assert self.state is not None
-        assert self._index is not None
-        parts, config, state = self._parts, self._parts.config, self.state
-        vectors = parts.encoder.encode_tokens(parts.examples.queries, queries, batch_tokens=self._budget())
-        positives = parts.examples.positives_of(queries)
-        depth = min(config.rerank or config.topk, len(parts.examples.passages))
-        found = self._index.search(vectors.cpu().numpy(), depth, exclude_positions=positives)
-        rows, scores = found.positions, found.scores
-        if config.rerank is not None:
-            rows, scores = self._reranked(vectors, rows, step)
-        width = state.candidates.shape[1]
-        rows, scores = rows[:, :width], scores[:, :width]
+        assert self.generation is not None
+        state = self.state
+        view = self._view(queries, step, rerank=self._parts.config.rerank)
+        lists = self._lists(view, step)
         again = state.mined[queries] >= 0
-        self._interval.add(f"overlap@{OVERLAP_DEPTH}", overlap(state.candidates[queries][again], rows[again]))
-        self._count_hardness(vectors, positives, rows, scores)
-        state.candidates[queries], state.scores[queries], state.mined[queries] = rows, scores, step
+        before = state.candidates[queries][again]
+        self._interval.add(f"overlap@{OVERLAP_DEPTH}", overlap(before, lists.candidates[again]))
+        self._filtered.update(lists.filtered)
+        self._count_hardness(view, lists)
+        state.keep(queries, lists, mined=step)
+
+    def _lists(self, view: View, step: int) -> NegativeTable:
+        assert self.generation is not None
+        parts = self._parts
+        # Each step draws (a positive to look ahead from, passages at random) as a generation of its own would.
+        return view_candidates(
+            view,
+            parts.examples,
+            parts.sampler,
+            self.generation.table,
+            topk=parts.config.topk,
+            generation=step,
+            step=step,
+        )
+
+    def _view(self, queries: np.ndarray, step: int, *, rerank: int | None) -> View:
+        """The queries by the current weights, the passages as they are in the matrix, or with `rerank` made anew."""
+        assert self.state is not None
+        assert self._index is not None
+        parts, config, state, index = self._parts, self._parts.config, self.state, self._index
+        depth = min(rerank or config.topk, len(parts.examples.passages))
+
+        def search(vectors: torch.Tensor, excluded: Csr) -> tuple[np.ndarray, np.ndarray]:
+            found = index.search(vectors.cpu().numpy(), depth, exclude_positions=excluded)
+            if rerank is None:
+                return found.positions, found.scores
+            rows, scores = self._reranked(vectors, found.positions, step)
+            return rows[:, : config.topk], scores[:, : config.topk]
+
+        def centre() -> torch.Tensor:
+            assert state.total is not None
+            return (state.total / len(state.matrix)).float()
+
+        def freshen(rows: np.ndarray) -> None:
+            if rerank is not None:
+                self._encode_stale(rows, step)
+
+        vectors = parts.encoder.encode_tokens(parts.examples.queries, queries, batch_tokens=self._budget())
+        return View(queries, vectors, state.matrix, search, centre, freshen)
 
     def _reranked(self, queries: torch.Tensor, rows: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
         """`rows` [n, L] in the order of scores with vectors of the current weights, which stay in the matrix."""
         assert self.state is not None
-        passages = np.unique(rows[rows >= 0])
-        self._encode_rows(passages[self.state.versions[passages] < step], step)
+        self._encode_stale(rows, step)
         matrix = self.state.matrix
         found = matrix[torch.from_numpy(rows.clip(min=0)).to(matrix.device)]
         scores = torch.einsum("nd,nkd->nk", queries, found).cpu().numpy()
@@ -204,18 +261,14 @@ class RollingRefresh:
         order = np.lexsort((rows, -scores), axis=1)
         return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
-    def _count_hardness(
-        self, queries: torch.Tensor, positives: tuple[np.ndarray, np.ndarray], rows: np.ndarray, scores: np.ndarray
-    ) -> None:
+    def _count_hardness(self, view: View, lists: NegativeTable) -> None:
         """How the lists stand to each query's best-scored positive, as it is in the matrix."""
-        assert self.state is not None
-        offsets, passages = positives
-        matrix = self.state.matrix
-        owner = torch.from_numpy(np.repeat(np.arange(len(rows)), np.diff(offsets))).to(matrix.device)
-        known = matrix[torch.from_numpy(passages).to(matrix.device)]
-        products = (queries[owner] * known).sum(dim=1).cpu().numpy()
-        best = np.maximum.reduceat(products, offsets[:-1])
-        margin = (best[:, None] - scores)[rows >= 0]
+        positives = self._parts.examples.positives_of(view.queries)
+        config = self._parts.sampler.config
+        raw = lists.sources == ("index",) and (config.scores == "inner_product" or not config.needs_scores)
+        products = lists.scores if raw else view.inner_products(lists.candidates)
+        best = np.maximum.reduceat(view.positive_products(positives), positives[0][:-1])
+        margin = (best[:, None] - products)[lists.candidates >= 0]
         self._interval.add("margin", margin)
         self._interval.add("harder_than_positive", (margin < 0).astype(np.float64))
 
@@ -224,19 +277,46 @@ class RollingRefresh:
         assert self.state is not None
         assert self.generation is not None
         state, number = self.state, bisect_right(self._parts.steps, step)
+        sources = self._parts.sampler.config.sources
         table = NegativeTable(
-            state.candidates, state.scores, "index", number, step, self.generation.metrics, versions=state.mined
+            state.candidates,
+            state.scores,
+            "+".join(sources),
+            number,
+            step,
+            self.generation.metrics,
+            log_weights=state.log_weights,
+            origins=state.origins,
+            sources=sources if state.origins is not None else (),
+            versions=state.mined,
         )
         return Generation(self.generation.fingerprint, table, self._index)
 
     def _measured(self, step: int) -> dict[str, float]:
         assert self.generation is not None
         assert self._index is not None
+        started = time.monotonic()
         parts, now = self._parts, self.generation
-        report = parts.dev(parts.encoder, self._index, step)
+        report = self._probed(step) | judged_candidates(parts, now.table) | parts.dev(parts.encoder, self._index, step)
+        report["seconds_measure"] = time.monotonic() - started
         table = replace(now.table, metrics=report)
         self._publish(Generation(parts.encoder.fingerprint(), table, self._index))
         return {"generation": float(now.number), **report}
+
+    def _probed(self, step: int) -> dict[str, float]:
+        """The probe's loss on lists mined now and on its latest ones. Lists and matrix stay as they are."""
+        assert self.generation is not None
+        parts, batches = self._parts, probe_batches(self._parts)
+        queries, examples, encoder = np.concatenate(batches), self._parts.examples, self._parts.encoder
+        lists = self._lists(self._view(queries, step, rerank=None), step)
+
+        def embed(some: np.ndarray, passages: np.ndarray) -> torch.Tensor:
+            budget = self._budget()
+            vectors = encoder.encode_tokens(examples.queries, some, batch_tokens=budget)
+            return torch.cat([vectors, encoder.encode_tokens(examples.passages, passages, batch_tokens=budget)])
+
+        new = lists.spread(queries, len(examples))
+        return probe_losses(parts, self.generation.table, new, step, batches, embed)
 
     def _publish(self, generation: Generation) -> None:
         generation.publish(self._parts.folder / "generations")

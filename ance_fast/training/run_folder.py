@@ -14,6 +14,7 @@ from ance_fast.errors import ArtifactError, ConfigError
 from ance_fast.training.checkpoints import KIND, cut_log, newest_valid_checkpoint
 from ance_fast.training.dev import HeldOut
 from ance_fast.training.examples import Examples
+from ance_fast.training.negatives import NegativeSampler
 
 logger = logging.getLogger(__name__)
 
@@ -84,14 +85,20 @@ def last_refresh(log: Path) -> int:
     return max((entry["step"] for entry in entries if "generation" in entry), default=0)
 
 
-def data_identity(start: str, examples: Examples, held_out: HeldOut | None) -> dict[str, Any]:
-    """What a run learns from: the fingerprint of its first weights, passages, queries, positives, dev queries."""
-    digest = hashlib.blake2b(digest_size=16)
+def data_identity(start: str, examples: Examples, held_out: HeldOut | None, sampler: NegativeSampler) -> dict[str, Any]:
+    """What a run learns from: the fingerprint of its first weights, passages, queries, positives, dev queries, and the
+    candidates and teacher scores that its sampler was given."""
+    digest, given = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
     digest.update(examples.positive_offsets.tobytes() + examples.positive_rows.tobytes())
+    for name, table in sorted(sampler.tables.items()):
+        given.update(name.encode() + table.candidates.tobytes())
+    if sampler.teacher is not None:
+        given.update(sampler.teacher.rows.tobytes() + sampler.teacher.scores.tobytes())
     return {
         "start": start,
         "passages": examples.passages.manifest["content"],
         "queries": examples.queries.manifest["content"],
         "positives": digest.hexdigest(),
+        "candidates": given.hexdigest(),
         "dev": held_out.queries.manifest["content"] if held_out else None,
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -9,6 +11,12 @@ from ance_fast.errors import ConfigError
 
 SCORES = ("inner_product", "centred", "cosine", "teacher")
 WEIGHTINGS = ("uniform", "top", "rank-power", "softmax", "simans", "margin-bins")
+REFRESHED = ("index", "look-ahead", "momentum", "random")
+"""Sources that a refresh makes by itself."""
+BUILT = ("bm25", "dataset")
+"""Sources that a run makes once, unless it is given a run file of that name."""
+TEACHER = "teacher"
+"""The run file that gives the teacher's scores."""
 
 
 @dataclass(frozen=True)
@@ -17,15 +25,16 @@ class SamplerConfig:
 
     Where from:
         sources: lists that are united: "index" (the query's own search), "look-ahead" (the search with a positive
-            passage as the query), "momentum" (the generation before), "random"; and any name of a table that is handed
-            to `NegativeSampler.unite` ("bm25", "run").
+            passage as the query), "momentum" (the generation before), "random"; in a run also "bm25", "dataset" (the
+            negatives it brings) and any name of `AnceConfig.candidates`.
         rank_min, rank_max: ranks used of each list, from 0, `rank_max` excluded.
         per_source: so many of each list, drawn uniformly; None takes all.
         contents: leave out passages with the same tokens as a positive, or as another candidate.
 
     Filters by score:
         scores: the scores that filters and weights read. "inner_product", the index's own; "centred", less the query's
-            inner product with the mean passage; "cosine"; "teacher", given by the caller.
+            inner product with the mean passage; "cosine"; "teacher", given by the caller, in a run by the run file
+            "teacher" or the data set.
         min_score, max_score: bounds (TopK-Abs).
         margin: at least so far below the positive (TopK-MarginPos).
         percentage: at most this part of the positive's score (TopK-PercPos), for a negative one as far below it.
@@ -131,6 +140,31 @@ class SamplerConfig:
     def needs_teacher(self) -> bool:
         """Whether a filter reads the teacher's scores."""
         return self.teacher_min is not None or self.teacher_max is not None
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether anything reads the teacher's scores."""
+        return self.needs_teacher or (self.scores == "teacher" and self.needs_scores)
+
+
+def check_sources(config: SamplerConfig, candidates: Mapping[str, str], start: str) -> None:
+    """Raise `ConfigError` for a source that nothing makes, and for a run file of `candidates` (name -> path) that
+    nothing uses: neither a source, nor what the run starts from, nor the teacher's scores."""
+    used = {*config.sources, start, *([TEACHER] if config.reads_teacher else [])}
+    for name in candidates:
+        if name in REFRESHED or not re.fullmatch(r"[\w.-]+", name):
+            raise ConfigError(f"candidates: {name!r} cannot name a run file; choose another name of letters and digits")
+        if name not in used:
+            raise ConfigError(
+                f"candidates: nothing uses {name!r}; add it to the sampler's sources, as in "
+                f'sampler="ance,sources=index+{name}"'
+            )
+    unknown = [source for source in config.sources if source not in (*REFRESHED, *BUILT, *candidates)]
+    if unknown:
+        raise ConfigError(
+            f"sampler: sources={'+'.join(unknown)}: a run makes {', '.join((*REFRESHED, *BUILT))}; "
+            f"name a run file for {unknown[0]!r} in candidates"
+        )
 
 
 def _value_of(kind: str, text: str) -> Any:

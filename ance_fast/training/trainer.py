@@ -46,6 +46,7 @@ from ance_fast.training.checkpoints import keep_newest, publish_checkpoint
 from ance_fast.training.config import AnceConfig
 from ance_fast.training.dev import DevMeasure, HeldOut
 from ance_fast.training.examples import Examples, prepare
+from ance_fast.training.given_candidates import refuse_unreadable
 from ance_fast.training.grad_cache import GradCache, check_strategy
 from ance_fast.training.judgements import Grades
 from ance_fast.training.losses import batch_loss, loss_scale
@@ -117,6 +118,7 @@ class AnceTrainer(Trainer):
         evaluate({"q": {"d": 1.0}}, {"q": {"d": 1}}, metrics=config.metrics)  # an unknown metric is refused now
         if config.dropout is not None:
             encoder.backbone.set_dropout(config.dropout)
+        refuse_unreadable(config.candidates)
         self.examples: Examples = prepare(
             dataset,
             encoder,
@@ -127,14 +129,23 @@ class AnceTrainer(Trainer):
             judged=_judgements(dataset, dev, judged),
         )
         self.held_out = HeldOut(dev, encoder) if dev is not None and dev.queries else None
-        self._data = data_identity(start, self.examples, self.held_out)
         self.dev = DevMeasure(self.held_out, config.metrics, self.folder)
         self.scale = loss_scale(config.scale, encoder)
         self._progress = ProgressCallback()
         self.seconds = {"train": 0.0, "refresh": 0.0}
         self._clock = Clock()
         self._final: dict[str, float] = {}
-        self.sampler = run_sampler(self.examples, config.sampler, seed=config.seed, count=config.negatives_per_query)
+        self.sampler = run_sampler(
+            self.examples,
+            config.sampler,
+            seed=config.seed,
+            count=config.negatives_per_query,
+            topk=config.topk,
+            candidates=config.candidates,
+            scores=dataset.scores,
+            start=config.start,
+        )
+        self._data = data_identity(start, self.examples, self.held_out, self.sampler)
         self._make_batch = BatchMaker(self.examples, self.sampler, encode_tokens=config.encode_tokens)
         per_step = config.batch_size * config.gradient_accumulation_steps
         self.steps_per_epoch = max(1, math.ceil(len(self.examples) / per_step))

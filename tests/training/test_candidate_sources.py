@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,16 +13,14 @@ from ance_fast.errors import ConfigError
 from ance_fast.training import NegativeSampler, SamplerConfig
 from ance_fast.training.candidate_sources import (
     content_ids,
-    inner_products,
     look_ahead,
-    on_scale,
     random_candidates,
     refreshed_candidates,
-    run_candidates,
     run_sampler,
 )
 from ance_fast.training.examples import Examples
 from ance_fast.training.refresh import Snapshot, mine
+from ance_fast.training.view import snapshot_view
 
 
 def problem(queries: int = 12, corpus: int = 60, dim: int = 8) -> tuple[Snapshot, Examples]:
@@ -45,7 +41,8 @@ def sampler_of(examples: Examples, text: str) -> NegativeSampler:
 
 def test_look_ahead_is_the_search_with_one_of_the_querys_positives() -> None:
     snapshot, examples = problem()
-    table = look_ahead(snapshot, examples, 2, topk=5, generation=1, step=0)
+    view = snapshot_view(snapshot, examples, topk=5)
+    table = look_ahead(view, examples, 2, generation=1, step=0)
     for query, found in enumerate(table.candidates.tolist()):
         positives = positives_of(examples, query)
         others = np.array([row for row in range(60) if row not in positives])
@@ -53,7 +50,7 @@ def test_look_ahead_is_the_search_with_one_of_the_querys_positives() -> None:
             others[np.argsort(-(snapshot.passages[others] @ snapshot.passages[row]))[:5]].tolist() for row in positives
         ]
         assert found in nearest
-    later = look_ahead(snapshot, examples, 2, topk=5, generation=2, step=0)
+    later = look_ahead(view, examples, 2, generation=2, step=0)
     assert (later.candidates != table.candidates).any()
 
 
@@ -65,51 +62,6 @@ def test_random_candidates_are_spread_over_the_corpus_and_differ_by_generation()
     counts = np.bincount(first.candidates.ravel(), minlength=50)
     assert np.abs(counts - 160).max() < 5 * np.sqrt(160)
     assert np.isnan(first.scores).all()
-
-
-def test_a_run_becomes_candidates_in_its_order_without_strangers() -> None:
-    class Store:
-        def __init__(self, ids: list[str]) -> None:
-            self.ids = ids
-
-        def __len__(self) -> int:
-            return len(self.ids)
-
-        def positions(self, ids: list[str]) -> np.ndarray:
-            return np.array([self.ids.index(one) if one in self.ids else -1 for one in ids], dtype=np.int64)
-
-    examples = replace(
-        examples_of([[0], [1], [2]], 4), queries=Store(["q0", "q1", "q2"]), passages=Store(["d0", "d1", "d2", "d3"])
-    )
-    run = {
-        "q0": {"d3": 1.0, "gone": 9.0, "d1": 2.0, "d2": 2.0},
-        "q2": {"d0": 5.0},
-        "another": {"d0": 1.0},
-    }
-    table = run_candidates(examples, run, topk=2, source="bm25")
-    assert table.candidates.tolist() == [[1, 2], [-1, -1], [0, -1]]
-    assert table.scores.tolist() == [[2.0, 2.0], [-np.inf, -np.inf], [5.0, -np.inf]]
-    assert table.source == "bm25"
-
-
-@pytest.mark.parametrize("scale", ["inner_product", "centred", "cosine"])
-def test_scores_are_put_on_the_scale_that_filters_read(scale: str) -> None:
-    snapshot, examples = problem()
-    table = mine(snapshot, examples, topk=10, generation=1, step=0)
-    table.candidates[3, 7:] = -1
-    scores, positives = on_scale(scale, snapshot, examples, table, products=inner_products(snapshot, table.candidates))
-    queries, passages = snapshot.queries.astype(np.float64), snapshot.passages.astype(np.float64)
-    if scale == "cosine":
-        queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-        passages /= np.linalg.norm(passages, axis=1, keepdims=True)
-    if scale == "centred":
-        passages -= passages.mean(axis=0)
-    expected = np.where(
-        table.candidates >= 0, np.take_along_axis(queries @ passages.T, np.maximum(table.candidates, 0), axis=1), np.nan
-    )
-    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
-    pairs = examples.pairs
-    np.testing.assert_allclose(positives, (queries[pairs[:, 0]] * passages[pairs[:, 1]]).sum(1), rtol=1e-4, atol=1e-5)
 
 
 def test_a_refresh_with_the_default_sampler_mines_the_top_k_alone() -> None:
@@ -131,7 +83,7 @@ def test_a_refresh_unites_what_its_sampler_names() -> None:
     assert table.origins is not None
     own = mine(snapshot, examples, topk=9, generation=1, step=4).candidates
     for query, row in enumerate(table.candidates):
-        for source, expected in ((0, own[query]), (2, first.candidates[query])):
+        for source, expected in ((0, own[query]), (2, first.candidates[query, :9])):
             found = row[(table.origins[query] >> source & 1).astype(bool)]
             assert set(found.tolist()) == set(expected[expected >= 0].tolist())
         assert not set(row.tolist()) & set(positives_of(examples, query))
@@ -163,12 +115,13 @@ def test_momentum_alone_begins_with_the_whole_corpus() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("ance,sources=index+bm25", "sources=bm25: a refresh makes index, look-ahead, momentum, random"),
-        ("ance,teacher_max=0.1", "a refresh has no teacher scores"),
-        ("nv-retriever,scores=teacher", "a refresh has no teacher scores"),
+        ("ance,sources=index+tas-b", "sources=tas-b: a run makes index, look-ahead, momentum, random, bm25, dataset"),
+        ("ance,sources=index+dataset", "the data set brings no negatives"),
+        ("ance,teacher_max=0.1", "there are no teacher scores"),
+        ("nv-retriever,scores=teacher", "there are no teacher scores"),
     ],
 )
-def test_a_run_refuses_what_a_refresh_cannot_make(text: str, message: str) -> None:
+def test_a_run_refuses_a_sampler_that_needs_what_there_is_not(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         run_sampler(examples_of([[0]], 10), text, seed=0, count=1)
 

@@ -17,6 +17,7 @@ from ance_fast.training.measures import compared, judged_candidates, probe_batch
 from ance_fast.training.negatives import NegativeTable, random_table
 from ance_fast.training.refresh import Snapshot, mine, take_snapshot
 from ance_fast.training.refresher import RunParts
+from ance_fast.training.rolling import RollingRefresh
 
 
 @pytest.fixture(scope="module", params=["pairwise", "contrastive"])
@@ -92,3 +93,45 @@ def test_judged_candidates_are_counted_over_the_whole_table(trainer: AnceTrainer
     }
     assert judged_candidates(judged, random_table(trainer.examples)) == {}
     assert judged_candidates(parts, table) == {}
+
+
+def begun_rolling(tiny_bert: Path, wiki: Path, output: Path, **settings: object) -> tuple[AnceTrainer, RollingRefresh]:
+    """Rolling refresh after its first two steps."""
+    rolling = {"refresh": "rolling", "first_refresh": 1, "rolling_slice": 50, **settings}
+    trainer = make_trainer(tiny_bert, wiki, output, **rolling)
+    trainer.run_folder.begin(trainer._identity())
+    for step in range(3):
+        trainer.refresher.before_step(step)
+    assert isinstance(trainer.refresher, RollingRefresh)
+    return trainer, trainer.refresher
+
+
+@pytest.mark.parametrize("rerank", [None, 40])
+def test_a_probe_of_rolling_refresh_changes_neither_lists_nor_matrix(
+    tiny_bert: Path, wiki: Path, tmp_path: Path, rerank: int | None
+) -> None:
+    trainer, rolling = begun_rolling(tiny_bert, wiki, tmp_path / "out", rerank=rerank)
+    assert rolling.state is not None
+    rolling.interval()
+    with torch.no_grad():
+        for parameter in trainer.encoder.parameters():
+            parameter *= 1.1
+    state = rolling.state
+    before = {name: array.copy() for name, array in state.lists().items()} | {"versions": state.versions.copy()}
+    matrix = state.matrix.clone()
+    report = rolling._probed(3)
+    assert report["loss_fresh"] > report["loss_stale"]  # what was in use until now is BM25's
+    for name, array in {**state.lists(), "versions": state.versions}.items():
+        np.testing.assert_array_equal(array, before[name])
+    torch.testing.assert_close(state.matrix, matrix, rtol=0, atol=0)
+    assert "overlap@10" not in rolling.interval()
+
+
+@pytest.mark.parametrize("sampler", ["ance", "simans,sources=index+random"])
+def test_lists_mined_just_now_have_the_loss_of_a_probe_that_mines_them_again(
+    tiny_bert: Path, wiki: Path, tmp_path: Path, sampler: str
+) -> None:
+    trainer, rolling = begun_rolling(tiny_bert, wiki, tmp_path / "out", sampler=sampler)
+    rolling.table_for(np.concatenate(probe_batches(parts_of(trainer))), 2)
+    report = rolling._probed(2)
+    assert report["loss_fresh"] == report["loss_stale"]

@@ -24,7 +24,10 @@ SETTINGS: dict[str, Any] = {
     "logging_steps": 3,
     "encode_tokens": 96,
 }
-ROLLING = {"refresh": "rolling", "max_staleness": 8, "rolling_hot": 6, "rerank": 30}
+# The sampler whose state is the largest: earlier lists, weights, the mean passage.
+ROLLING = {"refresh": "rolling", "max_staleness": 8, "rolling_hot": 6, "rerank": 30} | {
+    "sampler": "ance-tele,sources=index+look-ahead+momentum+random+bm25,scores=centred,weighting=softmax"
+}
 # After each of them come at least two refreshes (of steps 4, 8, 12, 16 and 20).
 KILLS = {
     "sync": {

@@ -14,9 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_runs import entries, make_trainer
 
+from ance_fast import Index
 from ance_fast.errors import ConfigError, DataError
 from ance_fast.training import AnceConfig, AnceTrainer
+from ance_fast.training.candidate_sources import refreshed_candidates
 from ance_fast.training.generations import Generation
+from ance_fast.training.refresh import Snapshot
 from ance_fast.training.rolling import RollingRefresh, slice_for
 
 ROLLING: dict[str, Any] = {"refresh": "rolling", "first_refresh": 2, "refresh_every": 4, "rolling_slice": 50}
@@ -125,6 +128,97 @@ def test_lists_are_the_nearest_rows_of_the_matrix_to_queries_of_the_current_weig
     assert table.versions is not None
     assert table.versions[queries].tolist() == [4, 4, 4]
     assert (np.delete(table.versions, queries) == -1).all()
+
+
+SAMPLERS = [
+    "ance-tele,per_source=6,contents=true",
+    "ance,sources=index+look-ahead+momentum+random+bm25,weighting=softmax,scores=centred,min_score=-40",
+    "nv-retriever,percentage=0.9",
+    "simans,a=0.1,scores=cosine",
+]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_batch_has_the_negatives_that_a_whole_generation_by_the_same_vectors_would_give_it(
+    tiny_bert: Path, wiki: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str
+) -> None:
+    trainer, rolling = begun(tiny_bert, wiki, tmp_path / "out", steps=4, sampler=sampler)
+    random, state = np.random.default_rng(0), rolling.state
+    assert state is not None
+    # Whole numbers: their products come out the same whatever is multiplied with them.
+    with state.changed(slice(None)):
+        state.matrix.copy_(torch.from_numpy(random.integers(-3, 5, state.matrix.shape).astype(np.float32)))
+    count = len(trainer.examples)
+    vectors = torch.from_numpy(random.integers(-3, 5, (count, 32)).astype(np.float32))
+    monkeypatch.setattr(trainer.encoder, "encode_tokens", lambda store, rows, **_: vectors[torch.from_numpy(rows)])
+    for step, queries in ((4, np.array([9, 2, 30, 11])), (5, np.array([2, 40, 9]))):
+        assert trainer.table is not None
+        before = dataclasses.replace(trainer.table, candidates=trainer.table.candidates.copy())
+        snapshot = Snapshot(state.matrix.numpy(), vectors.numpy(), Index.build(state.matrix.numpy()))
+        whole = refreshed_candidates(
+            snapshot, trainer.examples, trainer.sampler, before, topk=20, generation=step, step=step
+        )
+        now = trainer.refresher.table_for(queries, step)
+        width = whole.candidates.shape[1]
+        assert width <= now.candidates.shape[1]
+        np.testing.assert_array_equal(now.candidates[queries, :width], whole.candidates[queries])
+        np.testing.assert_array_equal(now.scores[queries, :width], whole.scores[queries])
+        assert (now.candidates[queries, width:] == -1).all()
+        numbered = dataclasses.replace(whole, generation=now.generation)
+        np.testing.assert_array_equal(
+            trainer.sampler(now, queries, step), trainer.sampler(numbered, queries, step), "the draw"
+        )
+        assert now.source == "+".join(trainer.sampler.config.sources) == whole.source
+    others = np.setdiff1d(np.arange(count), [9, 2, 30, 11, 40])
+    np.testing.assert_array_equal(now.candidates[others], before.candidates[others])
+
+
+def test_before_its_first_list_a_querys_momentum_is_that_of_the_start(
+    tiny_bert: Path, wiki: Path, tmp_path: Path
+) -> None:
+    trainer, _ = begun(tiny_bert, wiki, tmp_path / "out", steps=4, sampler="ance,sources=momentum", start="bm25")
+    start = Generation.load(tmp_path / "out" / "generations" / "step-00000000-bm25").table
+    table = trainer.refresher.table_for(np.array([3]), 3)
+    np.testing.assert_array_equal(table.candidates[3, : start.candidates.shape[1]], start.candidates[3])
+    assert table.versions is not None
+    assert table.versions[3] == 3
+
+
+@pytest.mark.parametrize("sampler", ["ance", SAMPLERS[1]])
+def test_a_state_that_was_saved_and_taken_up_gives_the_same_lists(
+    tiny_bert: Path, wiki: Path, tmp_path: Path, sampler: str
+) -> None:
+    trainer, rolling = begun(tiny_bert, wiki, tmp_path / "out", steps=5, sampler=sampler)
+    rolling.table_for(np.array([1, 2, 3]), 4)
+    rolling.save(tmp_path / "resident", None)
+    again = make_trainer(tiny_bert, wiki, tmp_path / "out", **ROLLING, sampler=sampler)
+    again.encoder.load_state_dict(trainer.encoder.state_dict())
+    resumed = rolling_of(again)
+    resumed.resume(tmp_path / "resident", 5)
+    for one in (rolling, resumed):
+        one.before_step(5)
+    ours, theirs = (one.table_for(np.array([2, 5]), 5) for one in (rolling, resumed))
+    for name in ("candidates", "scores", "log_weights", "origins", "versions"):
+        np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+
+
+def test_every_sources_candidates_are_encoded_anew_when_they_are_ranked_anew(
+    tiny_bert: Path, wiki: Path, tmp_path: Path
+) -> None:
+    trainer, _ = begun(tiny_bert, wiki, tmp_path / "out", steps=6, rerank=30, sampler=SAMPLERS[1])
+    queries = np.array([1, 2])
+    found = trainer.refresher.table_for(queries, 5).candidates[queries]
+    known = trainer.examples.positives_of(queries)[1]
+    assert (trainer.refresher.ages(np.concatenate([found[found >= 0], known]), 5) == 0).all()
+
+
+def test_what_filters_took_is_reported(tiny_bert: Path, wiki: Path, tmp_path: Path) -> None:
+    trainer, _ = begun(tiny_bert, wiki, tmp_path / "out", steps=4, sampler="nv-retriever,percentage=0.5,keep=none")
+    found = trainer.refresher.table_for(np.arange(8), 3).candidates[:8]
+    report = trainer.refresher.interval()
+    assert report["filtered_percentage"] == pytest.approx(1 - (found >= 0).sum() / (8 * 20))
+    assert report["filtered_percentage"] > 0
+    assert "filtered_percentage" not in trainer.refresher.interval()
 
 
 def test_reranked_candidates_are_ordered_by_the_current_weights_alone(

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_model
+from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_files, refuse_missing_model
 from ance_fast.cli.output import print_json, print_table, program
+from ance_fast.errors import ConfigError
 
 
 def train(
@@ -76,6 +77,14 @@ def train(
     sampler: Annotated[
         str, typer.Option(help='ance, star, ance-tele, nv-retriever, simans; changes after commas: "simans,a=50".')
     ] = "ance",
+    candidates: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE",
+            help='A run file that the sampler names as a source, as in "ance,sources=index+NAME", or teacher=FILE, the '
+            "scores of a teacher. Repeatable.",
+        ),
+    ] = None,
     max_query_length: Annotated[int | None, typer.Option(help="Tokens.")] = None,
     max_document_length: Annotated[int | None, typer.Option(help="Tokens.")] = None,
     index_factory: Annotated[str, typer.Option(help="FAISS index_factory string for mining.")] = "Flat",
@@ -95,6 +104,7 @@ def train(
     """
     refuse_missing_data(data)
     refuse_missing_model(model)
+    refuse_missing_files(*([judged] if judged else []), *(_named_file(text)[1] for text in candidates or []))
     from ance_fast.data import load_dataset, read_qrels, write_run
     from ance_fast.models import Encoder
     from ance_fast.training import AnceConfig, AnceTrainer
@@ -125,6 +135,7 @@ def train(
         topk=topk,
         negatives_per_query=negatives,
         sampler=sampler,
+        candidates=dict(_named_file(text) for text in candidates or []),
         max_query_length=max_query_length,
         max_document_length=max_document_length,
         index_factory=index_factory,
@@ -153,3 +164,10 @@ def train(
             print_table(list(result[name]), [list(result[name].values())], title=name)
     print(f"Report: {result['report']}")
     print(f"Search it: {program()} search {shlex.quote(str(output))} 'your query'")
+
+
+def _named_file(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise ConfigError(f"--candidates {text!r}: give NAME=FILE, such as bm25=run.trec")
+    return name, path
