@@ -17,13 +17,17 @@ WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 40, 48
 MOST_POINTS = 200
 
+PAGE_STYLE = """body{font:16px/1.5 system-ui,sans-serif;color:#222;background:#fff}
+main{max-width:46rem;margin:2rem auto;padding:0 1rem}
+svg{width:100%;height:auto}table{border-collapse:collapse;font-size:.85rem}caption{text-align:left;font-weight:600}
+th,td{padding:.15rem .7rem;border-bottom:1px solid #ccc;text-align:right;font-weight:400}
+th[scope=row]{text-align:left}thead th{font-weight:600}.scroll{overflow-x:auto;max-height:24rem;overflow-y:auto}"""
+
 # Colours that the colour-blind tell apart (Okabe and Ito), dark enough on white.
-_STYLES = (
-    ("#0060a0", "", "circle"),
-    ("#b04a00", "6 4", "square"),
-    ("#00704e", "2 3", "triangle"),
-    ("#8a3a78", "8 3 2 3", "circle"),
-)
+_COLOURS = ("#0060a0", "#b04a00", "#00704e", "#8a3a78")
+_DASHES = ("none", "6 4", "2 3", "8 3 2 3")
+_MARKERS = ("circle", "square", "triangle")
+_LEGEND_COLUMNS, _LEGEND_ROW = 4, 18
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,13 @@ def line_chart(name: str, title: str, description: str, series: Sequence[Series]
         f'<text x="14" y="{(TOP + HEIGHT - BOTTOM) / 2:.0f}" text-anchor="middle" '
         f'transform="rotate(-90 14 {(TOP + HEIGHT - BOTTOM) / 2:.0f})">{escape(y_label)}</text>',
     ]
-    for place, one in enumerate(drawn):
-        parts += [_line(frame, one, place), _legend(one.name, place, len(drawn))]
-    return _picture(name, title, description, HEIGHT, parts)
+    parts += [_line(frame, one, place) for place, one in enumerate(drawn)]
+    columns = min(len(drawn), _LEGEND_COLUMNS)
+    legend = [_legend(one.name, place, columns) for place, one in enumerate(drawn)]
+    # More lines than fit a row of the legend push the frame down.
+    down = _LEGEND_ROW * ((len(drawn) - 1) // columns)
+    body = f'<g transform="translate(0 {down})">{"".join(parts)}</g>'
+    return _picture(name, title, description, HEIGHT + down, [*legend, body])
 
 
 def bar_chart(name: str, title: str, description: str, bars: Sequence[tuple[str, float]], *, unit: str) -> str:
@@ -84,7 +92,7 @@ def bar_chart(name: str, title: str, description: str, bars: Sequence[tuple[str,
         top, width = 12 + place * row, (WIDTH - left - 120) * max(0.0, value) / most
         parts += [
             f'<text x="{left - 10}" y="{top + 15}" text-anchor="end">{escape(label)}</text>',
-            f'<rect x="{left}" y="{top}" width="{width:.1f}" height="20" fill="{_STYLES[0][0]}"/>',
+            f'<rect x="{left}" y="{top}" width="{width:.1f}" height="20" fill="{_COLOURS[0]}"/>',
             f'<text x="{left + width + 8:.1f}" y="{top + 15}">{plain_number(value)} {escape(unit)}</text>',
         ]
     return _picture(name, title, description, 24 + len(bars) * row, parts)
@@ -154,23 +162,30 @@ def _tick_y(frame: _Frame, value: float) -> str:
 
 
 def _line(frame: _Frame, series: Series, place: int) -> str:
-    colour, dashes, marker = _STYLES[place % len(_STYLES)]
+    colour, dashes, marker = _style(place)
     places = [(frame.x(x), frame.y(y)) for x, y in series.finite()]
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
     markers = "".join(_marker(marker, x, y) for x, y in places) if len(places) <= 40 else ""
     return (
-        f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dashes or "none"}"/>'
+        f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dashes}"/>'
         f'<g fill="{colour}">{markers}</g>'
     )
 
 
-def _legend(name: str, place: int, count: int) -> str:
-    colour, dashes, marker = _STYLES[place % len(_STYLES)]
-    x = LEFT + place * (WIDTH - LEFT - RIGHT) / count
+def _legend(name: str, place: int, columns: int) -> str:
+    colour, dashes, marker = _style(place)
+    x = LEFT + place % columns * (WIDTH - LEFT - RIGHT) / columns
+    y = 18 + place // columns * _LEGEND_ROW
     return (
-        f'<path d="M{x:.0f} 18h30" stroke="{colour}" stroke-width="2" stroke-dasharray="{dashes or "none"}"/>'
-        f'<g fill="{colour}">{_marker(marker, x + 15, 18)}</g><text x="{x + 36:.0f}" y="22">{escape(name)}</text>'
+        f'<path d="M{x:.0f} {y}h30" stroke="{colour}" stroke-width="2" stroke-dasharray="{dashes}"/>'
+        f'<g fill="{colour}">{_marker(marker, x + 15, y)}</g><text x="{x + 36:.0f}" y="{y + 4}">{escape(name)}</text>'
     )
+
+
+def _style(place: int) -> tuple[str, str, str]:
+    """Colour, dashes and marker; pairs of the first two differ for 16 lines."""
+    turned = place + place // len(_COLOURS)
+    return _COLOURS[place % len(_COLOURS)], _DASHES[turned % len(_DASHES)], _MARKERS[turned % len(_MARKERS)]
 
 
 def _marker(kind: str, x: float, y: float) -> str:

@@ -62,10 +62,23 @@ def test_ticks_are_round_numbers_around_the_values(values: list[float], expected
 
 
 def test_lines_differ_in_more_than_their_colour() -> None:
-    lines = [Series(f"line {place}", [(0, place), (1, place)]) for place in range(4)]
+    lines = [Series(f"line {place}", [(0, place), (1, place)]) for place in range(9)]
     tree = ElementTree.fromstring(line_chart("a", "A", "a", lines, x_label="x", y_label="y"))
-    dashes = [path.get("stroke-dasharray") for path in tree.iter(f"{SVG}path") if path.get("fill") == "none"]
-    assert len(set(dashes)) == 4
+    drawn = [path for path in tree.iter(f"{SVG}path") if path.get("fill") == "none"]
+    dashes = [path.get("stroke-dasharray") for path in drawn]
+    assert len(set(dashes[:4])) == 4
+    assert len({(path.get("stroke"), path.get("stroke-dasharray")) for path in drawn}) == 9
+
+
+def test_a_legend_of_many_lines_takes_rows_that_overlap_nothing() -> None:
+    lines = [Series(f"line {place}", [(0, place), (1, place)]) for place in range(9)]
+    tree = ElementTree.fromstring(line_chart("a", "A", "a", lines, x_label="x", y_label="y"))
+    named = [text for text in tree.findall(f"{SVG}text") if str(text.text).startswith("line")]
+    assert len({(text.get("x"), text.get("y")) for text in named}) == 9
+    (frame,) = tree.findall(f"{SVG}g[@transform]")
+    down = int(str(frame.get("transform"))[len("translate(0 ") : -1])
+    assert max(float(str(text.get("y"))) for text in named) < charts.TOP + down
+    assert tree.get("viewBox") == f"0 0 {charts.WIDTH} {charts.HEIGHT + down}"
 
 
 def test_a_picture_names_and_describes_itself_and_escapes_what_it_is_given() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ance_fast.artifacts import atomic_file
-from ance_fast.charts import Series, bar_chart, data_table, line_chart, series_table, thinned
+from ance_fast.charts import PAGE_STYLE, Series, bar_chart, data_table, line_chart, series_table, thinned
 from ance_fast.errors import ArtifactError
 
 Entry = dict[str, Any]
@@ -36,12 +36,6 @@ SHOWN_SETTINGS = (
     "learning_rate",
     "seed",
 )
-
-STYLE = """body{font:16px/1.5 system-ui,sans-serif;color:#222;background:#fff}
-main{max-width:46rem;margin:2rem auto;padding:0 1rem}
-svg{width:100%;height:auto}table{border-collapse:collapse;font-size:.85rem}caption{text-align:left;font-weight:600}
-th,td{padding:.15rem .7rem;border-bottom:1px solid #ccc;text-align:right;font-weight:400}
-th[scope=row]{text-align:left}thead th{font-weight:600}.scroll{overflow-x:auto;max-height:24rem;overflow-y:auto}"""
 
 
 def write_report(folder: Path) -> Path:
@@ -95,7 +89,7 @@ def _page(name: str, settings: dict[str, Any], entries: list[Entry], *, finished
     figures = "".join(figure(entries) for figure in FIGURES)
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"/><meta name="viewport" content="width=device-width"/>
-<title>{escape(name)}: training with refreshed negatives</title><style>{STYLE}</style></head><body><main>
+<title>{escape(name)}: training with refreshed negatives</title><style>{PAGE_STYLE}</style></head><body><main>
 <h1>{escape(name)}</h1>
 <p>Training, {escape(state)}. A step is an optimizer step. Lines of long runs are drawn through means of neighbouring
 points.</p>
@@ -201,17 +195,18 @@ def _time(entries: list[Entry]) -> str:
     whole = _sum(entries, "seconds_interval")
     refresh, waited = _sum(entries, "seconds_refresh"), _sum(entries, "seconds_waited")
     parts = {
-        "seconds_encode": "encoding, index",
-        "seconds_mine": "mining",
-        "seconds_measure": "measuring",
-        "seconds_worker": "the worker, beside it",
+        "seconds_encode": "of refreshes: encoding, index",
+        "seconds_mine": "of refreshes: mining",
+        "seconds_measure": "of refreshes: measuring",
+        "seconds_worker": "the worker, beside training",
     }
     bars = [("training", max(0.0, whole - refresh - waited)), ("refreshing, training waits", refresh)]
     bars += [("waiting for the worker", waited)]
-    bars += [(f"  {label}", _sum(entries, key)) for key, label in parts.items()]
+    bars += [(label, _sum(entries, key)) for key, label in parts.items()]
     bars = [(label, seconds) for label, seconds in bars if seconds > 0]
     text = (
-        "Seconds of the run up to the last line of its log, by what they went to; indented bars are parts of a refresh."
+        "Seconds of the run up to the last line of its log. Training and waiting add up to the whole; what refreshes "
+        "consist of is shown again by itself."
     )
     chart = bar_chart("time", "Where the time went", text, bars, unit="s")
     if not chart:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -238,7 +239,10 @@ def test_the_demo_gives_its_table_its_report_and_an_index_that_answers(tmp_path:
     for row in rows:
         assert {"name", "nDCG@10", "RR@10", "R@100", "p_value"} <= row.keys()
     assert first["encoder"]["passages_per_s"] > 0  # type: ignore[index]
-    assert "data:image/png" in Path(str(first["report"])).read_text()
+    page = ElementTree.parse(str(first["report"])).getroot()
+    pictures = [title.text for title in page.iter("{http://www.w3.org/2000/svg}title")]
+    assert pictures == ["Dev nDCG@10 at each refresh of ANCE", "Share of the negatives that outscore the positive"]
+    assert [row.findtext("th") for row in page.iter("tr")][1:7] == [row["name"] for row in rows]
     hits = last_json(run("search", first["index"], "a war in Europe", "--json"))["hits"]
     assert len(hits) == 5  # type: ignore[arg-type]
     again = run(*arguments)
