@@ -26,6 +26,7 @@ from ance_fast.cli.commands.index import index
 from ance_fast.cli.commands.info import info
 from ance_fast.cli.commands.mine import mine
 from ance_fast.cli.commands.rank import rank
+from ance_fast.cli.commands.report import report
 from ance_fast.cli.commands.search import search
 from ance_fast.cli.commands.tokenize import tokenize
 from ance_fast.cli.commands.train import train
@@ -55,7 +56,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train dense retrievers with ANCE; encode, index and search corpora.",
 )
-for command in (demo, tokenize, encode, index, search, mine, train, rank, bm25, evaluate, info):
+for command in (demo, tokenize, encode, index, search, mine, train, report, rank, bm25, evaluate, info):
     app.command(name=command.__name__)(_interruptible(command))
 
 

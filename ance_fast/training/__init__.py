@@ -1,23 +1,31 @@
-"""Training with mined negatives: configuration, trainer, refresh, negatives."""
+"""Training with mined negatives: configuration, trainer, refresh, negatives; each name imported when first used."""
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from ance_fast.training.config import AnceConfig
-from ance_fast.training.negatives import NegativeSampler, NegativeTable
-from ance_fast.training.sampler_config import SamplerConfig
-
 if TYPE_CHECKING:
+    from ance_fast.training.config import AnceConfig
+    from ance_fast.training.negatives import NegativeSampler, NegativeTable
+    from ance_fast.training.sampler_config import SamplerConfig
     from ance_fast.training.trainer import AnceTrainer
+
+# The report of a run needs none of what a trainer imports, which takes seconds.
+_HOMES = {
+    "AnceConfig": "config",
+    "AnceTrainer": "trainer",
+    "NegativeSampler": "negatives",
+    "NegativeTable": "negatives",
+    "SamplerConfig": "sampler_config",
+}
 
 __all__ = ["AnceConfig", "AnceTrainer", "NegativeSampler", "NegativeTable", "SamplerConfig"]
 
 
 def __getattr__(name: str) -> Any:
-    # The stock trainer behind it takes two seconds to import, which a refresh worker has no use for.
-    if name == "AnceTrainer":
-        from ance_fast.training.trainer import AnceTrainer
-
-        return AnceTrainer
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ance_fast.training' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"ance_fast.training.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

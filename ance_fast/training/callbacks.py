@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,19 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ance_fast.progress import plain_number, progress_bar
 
 logger = logging.getLogger(__name__)
+
+# Of what is logged at a refresh, what fits a line.
+SHOWN = (
+    "generation",
+    "eval_",
+    "overlap",
+    "probe_overlap",
+    "harder",
+    "margin",
+    "loss_",
+    "seconds_refresh",
+    "steps_behind",
+)
 
 
 class ProgressCallback(TrainerCallback):
@@ -44,8 +58,20 @@ class ProgressCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if state.is_world_process_zero and logs and "generation" in logs:
-            shown = {key.removeprefix("eval_"): value for key, value in logs.items() if not key.startswith("stale_")}
+            shown = {key.removeprefix("eval_"): value for key, value in logs.items() if key.startswith(SHOWN)}
             logger.info("step %d: %s", state.global_step, "  ".join(f"{k} {plain_number(v)}" for k, v in shown.items()))
+
+
+class EndCallback(TrainerCallback):
+    """Calls `finish` when training ends. Trackers that come after it are not closed yet, and get what it logs."""
+
+    def __init__(self, finish: Callable[[], None]) -> None:
+        self._finish = finish
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._finish()
 
 
 def tensorboard_callback(folder: Path, purge_step: int | None) -> TrainerCallback | None:

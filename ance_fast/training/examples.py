@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from ance_fast.data.dataset import Dataset
 from ance_fast.data.token_store import TokenStore
 from ance_fast.errors import DataError
 from ance_fast.models.encoder import Encoder
+from ance_fast.training.judgements import Grades, Judgements, find_judgements
 from ance_fast.training.ranks import ALONE, Ranks
 
 
@@ -20,7 +22,7 @@ class Examples:
 
     Query i's positives are `positive_rows[positive_offsets[i] : positive_offsets[i + 1]]`, ascending rows of `passages`
     (both int64). `texts[i]` is its text, which only lexical retrieval needs. `given` holds the negatives the data set
-    brings: (query index, passage row) pairs, int64 [m, 2], or None.
+    brings: (query index, passage row) pairs, int64 [m, 2], or None. `judgements`: what is known of other passages.
     """
 
     passages: TokenStore
@@ -29,6 +31,7 @@ class Examples:
     positive_offsets: np.ndarray
     positive_rows: np.ndarray
     given: np.ndarray | None = None
+    judgements: Judgements | None = None
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -57,8 +60,11 @@ def prepare(
     show_progress: bool = False,
     replace: bool = True,
     ranks: Ranks = ALONE,
+    judged: Sequence[Grades] = (),
 ) -> Examples:
     """Tokenise the corpus once into the store `path` and the training queries into memory.
+
+    `judged`: judgements of the same queries beside the data set's own, by which false negatives are counted.
 
     Without `replace`, a store of another corpus at `path` is refused instead of replaced. Of several `ranks` the first
     builds the store and the others open it.
@@ -111,8 +117,15 @@ def prepare(
     rows = passages.positions([document for query in ids for document in positives[query]])
     owner = np.repeat(np.arange(len(ids)), counts)
     rows = rows[np.lexsort((rows, owner))]
+    pairs = np.stack([owner, rows], axis=1)
     return Examples(
-        passages, queries, texts, np.concatenate([[0], np.cumsum(counts)]), rows, _given(dataset, ids, passages)
+        passages,
+        queries,
+        texts,
+        np.concatenate([[0], np.cumsum(counts)]),
+        rows,
+        _given(dataset, ids, passages),
+        find_judgements(ids, passages, pairs, [dataset.qrels, *judged], count=len(passages)),
     )
 
 

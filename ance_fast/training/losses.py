@@ -7,8 +7,14 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from ance_fast.models.encoder import Encoder
 from ance_fast.ops import contrastive_loss, pairwise_loss
 from ance_fast.training.batch import TrainingBatch
+
+
+def loss_scale(scale: float | None, encoder: Encoder) -> float:
+    """What multiplies scores: `scale` if it is given, else 20 for encoders that L2-normalise and 1 for others."""
+    return scale if scale is not None else (20.0 if encoder.layout.normalize else 1.0)
 
 
 def batch_loss(

@@ -52,6 +52,18 @@ class NegativeTable:
         arrays: dict[str, Any] = {name: array[queries] for name, array in self._arrays().items()}
         return replace(self, **arrays, versions=None if self.versions is None else self.versions[queries])
 
+    def spread(self, queries: np.ndarray, count: int) -> NegativeTable:
+        """The same lists as those of `queries` (int64) in a table of `count`; what it has for others is no list."""
+
+        def placed(array: np.ndarray) -> np.ndarray:
+            # Zeros that nobody touches take no memory, however many queries there are.
+            whole = np.zeros((count, *array.shape[1:]), dtype=array.dtype)
+            whole[queries] = array
+            return whole
+
+        arrays: dict[str, Any] = {name: placed(array) for name, array in self._arrays().items()}
+        return replace(self, **arrays)
+
     def trimmed(self) -> NegativeTable:
         """Without the columns past every query's last candidate; one stays, since none would mean the whole corpus."""
         width = max(1, int((self.candidates >= 0).sum(axis=1).max(initial=0)))

@@ -27,6 +27,7 @@ from ance_fast.index.factory import is_flat
 from ance_fast.training.candidate_sources import list_width, view_candidates
 from ance_fast.training.config import AnceConfig
 from ance_fast.training.generations import Generation, newest_before
+from ance_fast.training.measures import judged_candidates, probe_batches, probe_losses
 from ance_fast.training.negative_table import NegativeTable, filtered_shares
 from ance_fast.training.refresher import RunParts
 from ance_fast.training.resident_state import ResidentState, load_state, save_state
@@ -203,10 +204,21 @@ class RollingRefresh:
     def _mine(self, queries: np.ndarray, step: int) -> None:
         assert self.state is not None
         assert self.generation is not None
-        parts, state = self._parts, self.state
-        view = self._view(queries, step)
+        state = self.state
+        view = self._view(queries, step, rerank=self._parts.config.rerank)
+        lists = self._lists(view, step)
+        again = state.mined[queries] >= 0
+        before = state.candidates[queries][again]
+        self._interval.add(f"overlap@{OVERLAP_DEPTH}", overlap(before, lists.candidates[again]))
+        self._filtered.update(lists.filtered)
+        self._count_hardness(view, lists)
+        state.keep(queries, lists, mined=step)
+
+    def _lists(self, view: View, step: int) -> NegativeTable:
+        assert self.generation is not None
+        parts = self._parts
         # Each step draws (a positive to look ahead from, passages at random) as a generation of its own would.
-        lists = view_candidates(
+        return view_candidates(
             view,
             parts.examples,
             parts.sampler,
@@ -215,23 +227,17 @@ class RollingRefresh:
             generation=step,
             step=step,
         )
-        again = state.mined[queries] >= 0
-        before = state.candidates[queries][again]
-        self._interval.add(f"overlap@{OVERLAP_DEPTH}", overlap(before, lists.candidates[again]))
-        self._filtered.update(lists.filtered)
-        self._count_hardness(view, lists)
-        state.keep(queries, lists, mined=step)
 
-    def _view(self, queries: np.ndarray, step: int) -> View:
-        """The queries by the current weights, the passages as they are in the matrix."""
+    def _view(self, queries: np.ndarray, step: int, *, rerank: int | None) -> View:
+        """The queries by the current weights, the passages as they are in the matrix, or with `rerank` made anew."""
         assert self.state is not None
         assert self._index is not None
         parts, config, state, index = self._parts, self._parts.config, self.state, self._index
-        depth = min(config.rerank or config.topk, len(parts.examples.passages))
+        depth = min(rerank or config.topk, len(parts.examples.passages))
 
         def search(vectors: torch.Tensor, excluded: Csr) -> tuple[np.ndarray, np.ndarray]:
             found = index.search(vectors.cpu().numpy(), depth, exclude_positions=excluded)
-            if config.rerank is None:
+            if rerank is None:
                 return found.positions, found.scores
             rows, scores = self._reranked(vectors, found.positions, step)
             return rows[:, : config.topk], scores[:, : config.topk]
@@ -241,7 +247,7 @@ class RollingRefresh:
             return (state.total / len(state.matrix)).float()
 
         def freshen(rows: np.ndarray) -> None:
-            if config.rerank is not None:
+            if rerank is not None:
                 self._encode_stale(rows, step)
 
         vectors = parts.encoder.encode_tokens(parts.examples.queries, queries, batch_tokens=self._budget())
@@ -292,11 +298,28 @@ class RollingRefresh:
     def _measured(self, step: int) -> dict[str, float]:
         assert self.generation is not None
         assert self._index is not None
+        started = time.monotonic()
         parts, now = self._parts, self.generation
-        report = parts.dev(parts.encoder, self._index, step)
+        report = self._probed(step) | judged_candidates(parts, now.table) | parts.dev(parts.encoder, self._index, step)
+        report["seconds_measure"] = time.monotonic() - started
         table = replace(now.table, metrics=report)
         self._publish(Generation(parts.encoder.fingerprint(), table, self._index))
         return {"generation": float(now.number), **report}
+
+    def _probed(self, step: int) -> dict[str, float]:
+        """The probe's loss on lists mined now and on its latest ones. Lists and matrix stay as they are."""
+        assert self.generation is not None
+        parts, batches = self._parts, probe_batches(self._parts)
+        queries, examples, encoder = np.concatenate(batches), self._parts.examples, self._parts.encoder
+        lists = self._lists(self._view(queries, step, rerank=None), step)
+
+        def embed(some: np.ndarray, passages: np.ndarray) -> torch.Tensor:
+            budget = self._budget()
+            vectors = encoder.encode_tokens(examples.queries, some, batch_tokens=budget)
+            return torch.cat([vectors, encoder.encode_tokens(examples.passages, passages, batch_tokens=budget)])
+
+        new = lists.spread(queries, len(examples))
+        return probe_losses(parts, self.generation.table, new, step, batches, embed)
 
     def _publish(self, generation: Generation) -> None:
         generation.publish(self._parts.folder / "generations")

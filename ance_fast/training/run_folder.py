@@ -39,7 +39,8 @@ class RunFolder:
         sweep(self.path)
         for name in ("generations", "best", "tensorboard"):
             shutil.rmtree(self.path / name, ignore_errors=True)
-        (self.path / "best.json").unlink(missing_ok=True)
+        for name in ("best.json", "report.html"):
+            (self.path / name).unlink(missing_ok=True)
         for log in ("metrics.jsonl", "negatives.jsonl"):
             cut_log(self.path / log, lambda entry: False)
         write_json(self.path / "config.json", identity)
@@ -77,6 +78,14 @@ class RunFolder:
 def step_of(checkpoint: Path) -> int:
     """The optimizer steps that had been made when it was written."""
     return int(open_artifact(checkpoint, KIND, verify=False)["step"])
+
+
+def last_refresh(log: Path) -> int:
+    """The step of the newest generation in a metrics log, 0 if there is none."""
+    if not log.exists():
+        return 0
+    entries = map(json.loads, log.read_text(encoding="utf-8").splitlines())
+    return max((entry["step"] for entry in entries if "generation" in entry), default=0)
 
 
 def data_identity(start: str, examples: Examples, held_out: HeldOut | None, sampler: NegativeSampler) -> dict[str, Any]:

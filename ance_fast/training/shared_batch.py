@@ -18,18 +18,19 @@ from ance_fast.training.ranks import Ranks
 
 @dataclass(frozen=True)
 class Part:
-    """What others have to know of a rank's part of a batch: passage rows int64 [N] of its texts, its negatives int64
-    [B, H] as rows (-1: none), and the ages of those that have one."""
+    """What others have to know of a rank's part of a batch: its queries int64 [B], passage rows int64 [N] of its texts,
+    its negatives int64 [B, H] as rows (-1: none), and the ages of those that have one."""
 
+    queries: np.ndarray
     passages: np.ndarray
     negatives: np.ndarray
     ages: np.ndarray
 
 
 def share_batch(
-    make: Callable[[], tuple[TrainingBatch, np.ndarray]], ranks: Ranks, *, corpus: int
+    queries: np.ndarray, make: Callable[[], tuple[TrainingBatch, np.ndarray]], ranks: Ranks, *, corpus: int
 ) -> tuple[TrainingBatch, Part]:
-    """This rank's batch for the loss, and the parts of all ranks put together: what one process would have had.
+    """This rank's batch of `queries` for the loss, and the parts of all ranks together: what one process would have.
 
     `make` returns the batch and the ages of its negatives; corpus: how many passages there are.
     """
@@ -38,12 +39,14 @@ def share_batch(
     def part() -> Part:
         batch, ages = make()
         made.append(batch)
-        return Part(batch.passage_rows, batch.negative_rows, ages)
+        return Part(queries, batch.passage_rows, batch.negative_rows, ages)
 
     parts = ranks.each(part)
     if ranks.size == 1:
         return made[0], parts[0]
-    whole = (np.concatenate([getattr(part, name) for part in parts]) for name in ("passages", "negatives", "ages"))
+    whole = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("queries", "passages", "negatives", "ages")
+    )
     return without_copies(made[0], [part.passages for part in parts[: ranks.rank]], corpus=corpus), Part(*whole)
 
 

@@ -1,6 +1,8 @@
-"""How old and how different negatives are: numbers gathered between two lines of the log."""
+"""How old and how different negatives are, and how long it took: what is gathered between two lines of the log."""
 
 from __future__ import annotations
+
+import time
 
 import numpy as np
 
@@ -30,6 +32,28 @@ class IntervalStats:
         report = means | {f"{name}_max": most for name, most in self._most.items()}
         self._sums, self._counts, self._most = {}, {}, {}
         return report
+
+
+class Clock:
+    """Seconds since `start`, in all and since the last call of `interval`; 0 before it."""
+
+    def __init__(self) -> None:
+        self._began: float | None = None
+        self._last = 0.0
+
+    def start(self) -> None:
+        """Begin to count."""
+        self._began = self._last = time.monotonic()
+
+    def seconds(self) -> float:
+        """Since `start`."""
+        return time.monotonic() - self._began if self._began is not None else 0.0
+
+    def interval(self) -> float:
+        """Since the last call, or `start`."""
+        now = time.monotonic()
+        gone, self._last = now - self._last if self._began is not None else 0.0, now
+        return gone
 
 
 def overlap(old: np.ndarray, new: np.ndarray, depth: int = OVERLAP_DEPTH) -> np.ndarray:

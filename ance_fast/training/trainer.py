@@ -11,7 +11,7 @@ What the stock trainer does (optimizer, schedule, accumulation, mixed precision,
 
 Files under `output_dir`: `passages/` token store, `generations/step-*` with the negatives of each,
 `checkpoints/step-*`, `best/` and `final/` encoders, `index/` of the final encoder, `metrics.jsonl`, `negatives.jsonl`
-(which negatives each batch had), `tensorboard/`, `config.json`.
+(which negatives each batch had), `tensorboard/`, `config.json`, `report.html`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import json
 import logging
 import math
 import shutil
-import time
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -36,13 +35,13 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 from ance_fast.crash_points import crash_point
 from ance_fast.data.dataset import Dataset
 from ance_fast.data.packing import PackedBatch
-from ance_fast.errors import ArtifactError, ConfigError
+from ance_fast.errors import ArtifactError, ConfigError, DataError
 from ance_fast.evaluation import Evaluation, evaluate
 from ance_fast.index import Index
 from ance_fast.models.encoder import Encoder
 from ance_fast.training.arguments import stock_arguments
 from ance_fast.training.batch import BatchMaker, TrainingBatch
-from ance_fast.training.callbacks import ProgressCallback, tensorboard_callback
+from ance_fast.training.callbacks import EndCallback, ProgressCallback, tensorboard_callback
 from ance_fast.training.candidate_sources import run_sampler
 from ance_fast.training.checkpoints import keep_newest, publish_checkpoint
 from ance_fast.training.config import AnceConfig
@@ -50,15 +49,18 @@ from ance_fast.training.dev import DevMeasure, HeldOut
 from ance_fast.training.examples import Examples, prepare
 from ance_fast.training.given_candidates import refuse_unreadable
 from ance_fast.training.grad_cache import GradCache, check_strategy
-from ance_fast.training.losses import batch_loss
+from ance_fast.training.judgements import Grades
+from ance_fast.training.losses import batch_loss, loss_scale
 from ance_fast.training.modes import MODES
 from ance_fast.training.negative_log import NegativeLog
 from ance_fast.training.negatives import NegativeTable
 from ance_fast.training.ranks import Ranks, join
 from ance_fast.training.refresh import take_snapshot
 from ance_fast.training.refresher import RunParts
-from ance_fast.training.run_folder import RunFolder, data_identity, step_of
+from ance_fast.training.report import write_report
+from ance_fast.training.run_folder import RunFolder, data_identity, last_refresh, step_of
 from ance_fast.training.shared_batch import share_batch
+from ance_fast.training.staleness import Clock
 
 logger = logging.getLogger(__name__)
 
@@ -78,9 +80,20 @@ def _collate(items: list[dict[str, int]]) -> dict[str, Tensor]:
     return {"query": torch.tensor([item["query"] for item in items])}
 
 
+def _judgements(dataset: Dataset, dev: Dataset | None, judged: Grades | None) -> list[Grades]:
+    """What may judge training queries; those of `dev` only where id and text agree, since ids of splits can clash."""
+    shared = dev.queries.items() & dataset.queries.items() if dev is not None else set()
+    if judged and not judged.keys() & dataset.queries.keys():
+        raise DataError(f"{dataset.name}: none of the {len(judged)} queries in `judged` is a training query")
+    from_dev = {query: dev.qrels[query] for query, _ in shared if query in dev.qrels} if dev is not None else {}
+    return [from_dev, judged or {}]
+
+
 class AnceTrainer(Trainer):
     """Train `encoder` on the queries, judgements and corpus of `dataset`; measure on `dev` (same corpus) if given.
 
+    judged: more judgements of training queries (query id -> document id -> grade). Negatives that they, or those of
+        `dev` for a query of the same id and text, call relevant are counted as false; training does not change.
     ranks: the processes that train together, by default those that `torchrun` started (`ranks.join`). All make the same
         trainer and call the same methods; `batch_size` is each one's.
 
@@ -95,6 +108,7 @@ class AnceTrainer(Trainer):
         config: AnceConfig,
         *,
         dev: Dataset | None = None,
+        judged: Grades | None = None,
         callbacks: list[TrainerCallback] | None = None,
         ranks: Ranks | None = None,
     ) -> None:
@@ -121,12 +135,15 @@ class AnceTrainer(Trainer):
             show_progress=True,
             replace=not self.run_folder.has_checkpoints(),
             ranks=self.ranks,
+            judged=_judgements(dataset, dev, judged),
         )
         self.held_out = HeldOut(dev, encoder) if dev is not None and dev.queries else None
         self.dev = DevMeasure(self.held_out, config.metrics, self.folder)
-        self.scale = config.scale if config.scale is not None else (20.0 if encoder.layout.normalize else 1.0)
+        self.scale = loss_scale(config.scale, encoder)
         self._progress = ProgressCallback()
         self.seconds = {"train": 0.0, "refresh": 0.0}
+        self._clock = Clock()
+        self._final: dict[str, float] = {}
         self.sampler = run_sampler(self.examples, config, dataset.scores)
         self._data = data_identity(start, self.examples, self.held_out, self.sampler)
         self._make_batch = BatchMaker(self.examples, self.sampler, encode_tokens=config.encode_tokens)
@@ -148,7 +165,11 @@ class AnceTrainer(Trainer):
         if config.encode_tokens is not None:
             check_strategy(self.args, self.accelerator.distributed_type.value)
         self.remove_callback(PrinterCallback)
-        self.negative_log = NegativeLog(self.folder / "negatives.jsonl", writes=self.ranks.leads)
+        # The first to be told of the end, while trackers are still open for the last numbers.
+        self.callback_handler.callbacks.insert(0, EndCallback(self._finish))
+        self.negative_log = NegativeLog(
+            self.folder / "negatives.jsonl", judgements=self.examples.judgements, writes=self.ranks.leads
+        )
         steps = config.refresh_steps(self.steps_per_epoch)
         parts = RunParts(
             config,
@@ -191,8 +212,9 @@ class AnceTrainer(Trainer):
             # Killed between the last checkpoint and the end: the stock loop would take one step too many.
             self.encoder.load_weights(checkpoint)
             self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-            return self._finish()
-        started = time.monotonic()
+            self._finish()
+            return self._final
+        self._clock.start()
         try:
             super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except KeyboardInterrupt:
@@ -202,8 +224,7 @@ class AnceTrainer(Trainer):
             self._progress.close()
             self.refresher.close()
             self.seconds["refresh"] = self.refresher.seconds
-        self.seconds["train"] = time.monotonic() - started - self.seconds["refresh"]
-        return self._finish()
+        return self._final
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         self._refresh_if_due()
@@ -259,8 +280,8 @@ class AnceTrainer(Trainer):
             rows = batch.negative_rows
             return batch, self.refresher.ages(rows[rows >= 0], step)
 
-        batch, everyones = share_batch(make, self.ranks, corpus=len(self.examples.passages))
-        self.negative_log.add(step, everyones.negatives, everyones.ages)
+        batch, everyones = share_batch(queries, make, self.ranks, corpus=len(self.examples.passages))
+        self.negative_log.add(step, everyones.queries, everyones.negatives, everyones.ages)
         return batch
 
     # ---- beginning, resuming, ending ----
@@ -273,6 +294,7 @@ class AnceTrainer(Trainer):
         self.refresher.resume(checkpoint / "resident", step)
         self._checkpoint = checkpoint
         self.dev.resume()
+        self.negative_log.resume(last_refresh(self.folder / "metrics.jsonl"))
         assert self.table is not None
         logger.info("resuming from %s with negatives of step %d", checkpoint, self.table.step)
         return checkpoint
@@ -280,7 +302,10 @@ class AnceTrainer(Trainer):
     def _identity(self) -> dict[str, Any]:
         return {"settings": {**self.ance.settings(), "processes": self.ranks.size}, "data": self._data}
 
-    def _finish(self) -> dict[str, float]:
+    def _finish(self) -> None:
+        self._progress.close()
+        self.refresher.close()  # nothing is to work beside what follows
+        self.seconds["train"] = self._clock.seconds() - self.refresher.seconds
         self.encoder.eval()
         snapshot = take_snapshot(
             self.encoder,
@@ -300,9 +325,11 @@ class AnceTrainer(Trainer):
             return report
 
         report = self.ranks.first(measure_and_write)
+        self._final = {name.removeprefix("eval_"): value for name, value in report.items()}
+        report = {**report, **self.negative_log.generation()}
         if report:
-            self.log(dict(report))
-        return {name.removeprefix("eval_"): value for name, value in report.items()}
+            self.log(report)
+        self.ranks.first(lambda: write_report(self.folder))
 
     def evaluate_on(
         self, dataset: Dataset, metrics: tuple[str, ...] | None = None
@@ -318,6 +345,9 @@ class AnceTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs = {**logs, **self.refresher.interval(), **self.negative_log.interval()}
+            logs["seconds_interval"] = self._clock.interval()
+        if "generation" in logs:
+            logs = {**logs, **self.negative_log.generation()}
         super().log(logs, start_time)
         # The stock trainer's summary at the end of training says nothing that depends on the run's content.
         if self.is_world_process_zero() and "train_runtime" not in logs:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -152,8 +153,15 @@ def test_train_search_and_evaluate(run: Run, model: Path, wiki: Path, tmp_path: 
     result = last_json(
         run("train", wiki, "-o", tmp_path / "a", *common, "--refresh-every", 2, "--dev-split", "dev", "--json")
     )
+    assert "Dev queries" in Path(str(result["report"])).read_text()
     assert set(result["dev"]) >= {"nDCG@10", "RR@10", "R@100"}  # type: ignore[arg-type]
-    run("train", wiki, "-o", tmp_path / "b", *common, "--refresh", "none", "--start", "random", "--encode-tokens", 256)
+    alone = ("--refresh", "none", "--start", "random", "--encode-tokens", 256)
+    judged = tmp_path / "judged.tsv"
+    first = next(iter(read_beir(wiki, split="train").queries))
+    judged.write_text("".join(f"{first} 0 {document.id} 1\n" for document in read_beir(wiki, split="train").corpus))
+    shown = run("train", wiki, "-o", tmp_path / "b", *common, *alone, "--judged", judged, "--logging-steps", 1).stdout
+    assert f"Report: {tmp_path / 'b' / 'report.html'}" in shown
+    assert "False negatives" in Path(str(last_json(run("report", tmp_path / "b", "--json"))["report"])).read_text()
     hits = last_json(run("search", tmp_path / "a", "a river in Africa", "--json"))["hits"]
     assert len(hits) == 5  # type: ignore[arg-type]
     runs = (tmp_path / "a" / "test.trec", tmp_path / "b" / "test.trec")
@@ -239,7 +247,10 @@ def test_the_demo_gives_its_table_its_report_and_an_index_that_answers(run: Run,
     for row in rows:
         assert {"name", "nDCG@10", "RR@10", "R@100", "p_value"} <= row.keys()
     assert first["encoder"]["passages_per_s"] > 0  # type: ignore[index]
-    assert "data:image/png" in Path(str(first["report"])).read_text()
+    page = ElementTree.parse(str(first["report"])).getroot()
+    pictures = [title.text for title in page.iter("{http://www.w3.org/2000/svg}title")]
+    assert pictures == ["Dev nDCG@10 at each refresh of ANCE", "Share of the negatives that outscore the positive"]
+    assert [row.findtext("th") for row in page.iter("tr")][1:7] == [row["name"] for row in rows]
     hits = last_json(run("search", first["index"], "a war in Europe", "--json"))["hits"]
     assert len(hits) == 5  # type: ignore[arg-type]
     again = run(*arguments)
@@ -261,6 +272,9 @@ def test_the_demo_gives_its_table_its_report_and_an_index_that_answers(run: Run,
         (("train", "{wiki}", "-m", "{model}", "-o", "{tmp}/r", "--candidates", "x"), 2, "give NAME=FILE"),
         (("train", "{wiki}", "-m", "{model}", "-o", "{tmp}/r", "--candidates", "x={tmp}/x"), 1, "x: no such file"),
         (("train", "{wiki}", "-m", "{model}", "-o", "{tmp}/r", "--resume"), 1, "no run to resume"),
+        (("train", "{wiki}", "-m", "{model}", "-o", "{tmp}/r", "--judged", "{tmp}/q"), 1, "q: no such file"),
+        (("report", "{tmp}/nothing"), 1, "nothing: no such folder"),
+        (("report", "{tmp}"), 1, "no training run"),
         (("evaluate", "{tmp}/x.trec", "-q", "{wiki}/qrels/test.tsv"), 1, "x.trec: no such file"),
         (("evaluate",), 2, "Missing argument"),
     ],

@@ -31,7 +31,7 @@ def demo(
     Example: ance-fast demo
     """
     from ance_fast.cli.demo.experiment import run_experiment
-    from ance_fast.cli.demo.report import draw, write_page
+    from ance_fast.cli.demo.report import write_page
 
     if fresh:
         _remove(output)
@@ -49,9 +49,8 @@ def demo(
     else:
         results = run_experiment(output, steps=steps, passages=passages, seed=seed, device=device)
         results["search"] = f"{program()} search {shlex.quote(results['index'])} {shlex.quote(results['example'])}"
-        draw(results["refreshes"], output / "refreshes.png")
         results["report"] = str(output / "report.html")
-        write_page(results, output / "refreshes.png", output / "report.html")
+        write_page(results, output / "report.html")
         write_json(finished, results)
     _show(results, err=json)
     if json:

@@ -21,6 +21,9 @@ def train(
     split: Annotated[str, typer.Option(help="Split of the judgements to train on.")] = "train",
     dev_split: Annotated[str | None, typer.Option(help="Split to measure at every refresh.")] = None,
     test_split: Annotated[str | None, typer.Option(help="Split to measure at the end; writes RUN/test.trec.")] = None,
+    judged: Annotated[
+        Path | None, typer.Option(help="More judgements of training queries (qrels file), to count false negatives by.")
+    ] = None,
     num_layers: Annotated[int | None, typer.Option(min=1, help="Keep only the first layers.")] = None,
     max_steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 1000,
     batch_size: Annotated[int, typer.Option(help="Queries of a forward and backward pass, in each process.")] = 32,
@@ -105,6 +108,7 @@ def train(
     max_document_length: Annotated[int | None, typer.Option(help="Tokens.")] = None,
     index_factory: Annotated[str, typer.Option(help="FAISS index_factory string for mining.")] = "Flat",
     save_every: Annotated[str | None, typer.Option(help="Checkpoint interval [the refresh interval].")] = None,
+    logging_steps: Annotated[int, typer.Option(min=1, help="Steps between lines of RUN/metrics.jsonl.")] = 10,
     seed: Annotated[int, typer.Option()] = 42,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
     num_proc: Annotated[int, typer.Option(min=1, help="Tokenising processes.")] = 1,
@@ -123,8 +127,9 @@ def train(
     """
     refuse_missing_data(data)
     refuse_missing_model(model)
-    refuse_missing_files(*(_named_file(text)[1] for text in candidates or []), *filter(None, [answers, documents]))
-    from ance_fast.data import load_dataset, write_run
+    named = [_named_file(text)[1] for text in candidates or []]
+    refuse_missing_files(*named, *(path for path in (judged, answers, documents) if path is not None))
+    from ance_fast.data import load_dataset, read_qrels, write_run
     from ance_fast.models import Encoder
     from ance_fast.training import AnceConfig, AnceTrainer
     from ance_fast.training.ranks import join, leave
@@ -168,16 +173,19 @@ def train(
         max_document_length=max_document_length,
         index_factory=index_factory,
         save_every=save_every,
+        logging_steps=logging_steps,
         seed=seed,
         num_proc=num_proc,
     )
     dataset = load_dataset(data, split=split)
     dev = load_dataset(data, split=dev_split) if dev_split else None
     test = load_dataset(data, split=test_split) if test_split else None
+    judgements = read_qrels(judged) if judged else None
     encoder = Encoder.load(model, device=device, dtype="float32", num_layers=num_layers)
-    trainer = AnceTrainer(encoder, dataset, config, dev=dev, ranks=ranks)
+    trainer = AnceTrainer(encoder, dataset, config, dev=dev, judged=judgements, ranks=ranks)
     result: dict[str, Any] = {"output": str(output), "dev": trainer.train(resume=resume), "seconds": trainer.seconds}
     if ranks.leads:
+        result["report"] = str(output / "report.html")
         if test is not None:
             run, evaluation = trainer.evaluate_on(test)
             write_run(output / "test.trec", run, output.name)
@@ -193,6 +201,7 @@ def _report(result: dict[str, Any], output: Path, json: bool) -> None:
     for name in ("dev", "test"):
         if result.get(name):
             print_table(list(result[name]), [list(result[name].values())], title=name)
+    print(f"Report: {result['report']}")
     print(f"Search it: {program()} search {shlex.quote(str(output))} 'your query'")
 
 

@@ -1,71 +1,62 @@
-"""The demo's picture and page."""
+"""The demo's page."""
 
 from __future__ import annotations
 
-import base64
-import html
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from ance_fast.artifacts import atomic_file
-from ance_fast.errors import MissingDependencyError
+from ance_fast.charts import PAGE_STYLE, Series, line_chart, series_table
+
+COLUMNS = ("nDCG@10", "RR@10", "R@100", "p_value", "seconds")
 
 
-def draw(refreshes: list[dict[str, Any]], path: Path) -> None:
-    """PNG: dev metric at each refresh, and how hard the negatives were just before and just after it."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingDependencyError("the picture needs matplotlib: pip install 'ance_fast[plots]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    steps = [entry["step"] for entry in refreshes]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
-    left.plot(steps, [entry["eval_nDCG@10"] for entry in refreshes], marker="o", color="tab:blue")
-    left.set(title="dev nDCG@10 at each refresh", xlabel="step", ylabel="nDCG@10")
-    share = "harder_than_positive"
-    right.plot(
-        steps, [100 * entry[f"stale_{share}"] for entry in refreshes], "v--", color="tab:gray", label="before refresh"
-    )
-    right.plot(steps, [100 * entry[share] for entry in refreshes], "^-", color="tab:red", label="after refresh")
-    right.set(title="negatives that outscore the positive", xlabel="step", ylabel="%")
-    right.set_ylim(bottom=0)
-    right.legend()
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-    with atomic_file(path) as staging:
-        figure.savefig(staging, format="png", dpi=120)
-    pyplot.close(figure)
-
-
-def write_page(results: dict[str, Any], picture: Path, path: Path) -> None:
-    """One self-contained HTML file: the table, the picture, throughput, and how to search."""
-    columns = ("nDCG@10", "RR@10", "R@100", "p_value", "seconds")
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in ("", *columns))
+def write_page(results: dict[str, Any], path: Path) -> None:
+    """One self-contained HTML file: the table, pictures, throughput, and how to search."""
+    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in ("", *COLUMNS))
     body = "".join(
-        f"<tr><td>{html.escape(row['name'])}</td>" + "".join(f"<td>{_cell(row[c], c)}</td>" for c in columns) + "</tr>"
+        f'<tr><th scope="row">{escape(row["name"])}</th>'
+        + "".join(f"<td>{_cell(row[column], column)}</td>" for column in COLUMNS)
+        + "</tr>"
         for row in results["rows"]
     )
-    image = base64.b64encode(picture.read_bytes()).decode()
     speed = results["encoder"]
-    page = f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>ance_fast demo</title>
-<style>body{{font:16px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}}
-table{{border-collapse:collapse}}
-td,th{{padding:.25rem .8rem;border-bottom:1px solid #ddd;text-align:right}}
-td:first-child{{text-align:left}}
-img{{max-width:100%}}code{{background:#f3f3f3;padding:.1rem .3rem}}</style>
+    page = f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"/><title>ance_fast demo</title><style>{PAGE_STYLE}</style></head><body><main>
 <h1>ANCE beside its rivals</h1>
 <p>{results["queries"]:,} held-out queries; every trained row: {results["steps"]} steps, seed {results["seed"]}, the
 same settings. p: paired two-sided t-test of ANCE against the row on nDCG@10.</p>
-<table><tr>{head}</tr>{body}</table>
+<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>
 <h2>What a refresh does</h2>
-<p><img alt="metric and negative hardness at each refresh" src="data:image/png;base64,{image}"></p>
+{_pictures(results["refreshes"])}
 <p>Encoder: {speed["passages_per_s"]:,.0f} passages/s, {speed["tokens_per_s"]:,.0f} tokens/s on this machine.</p>
-<p>Search it: <code>{html.escape(results["search"])}</code></p></html>
+<p>Search it: <code>{escape(results["search"])}</code></p></main></body></html>
 """
     with atomic_file(path) as staging:
         staging.write_text(page, encoding="utf-8")
+
+
+def _pictures(refreshes: list[dict[str, Any]]) -> str:
+    """Dev metric at each refresh, and how hard the negatives were just before and just after it."""
+    dev = [_series(refreshes, "eval_nDCG@10", "nDCG@10")]
+    hardness = [
+        _series(refreshes, "stale_harder_than_positive", "before the refresh"),
+        _series(refreshes, "harder_than_positive", "after it"),
+    ]
+    parts = []
+    for name, title, series in (
+        ("dev", "Dev nDCG@10 at each refresh of ANCE", dev),
+        ("hardness", "Share of the negatives that outscore the positive", hardness),
+    ):
+        chart = line_chart(name, title, f"{title}.", series, x_label="step", y_label=title.split()[0].lower())
+        numbers = series_table(title, "step", series)
+        parts.append(f"<h3>{title}</h3>{chart}<details><summary>Numbers</summary>{numbers}</details>")
+    return "".join(parts)
+
+
+def _series(refreshes: list[dict[str, Any]], key: str, name: str) -> Series:
+    return Series(name, [(entry["step"], entry[key]) for entry in refreshes])
 
 
 def _cell(value: float | None, column: str) -> str:

@@ -1,0 +1,87 @@
+"""What a new generation is measured by: how it differs from the one before, and what that is worth in loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ance_fast.training.batch import BatchMaker, TrainingBatch
+from ance_fast.training.losses import batch_loss, loss_scale
+from ance_fast.training.negatives import NegativeTable
+from ance_fast.training.refresh import Snapshot, hardness
+from ance_fast.training.refresher import RunParts
+from ance_fast.training.staleness import OVERLAP_DEPTH, IntervalStats, overlap
+
+PROBE_QUERIES = 64
+
+Embed = Callable[[np.ndarray, np.ndarray], Tensor]
+"""Query indices [B] and passage rows [N] -> float32 [B + N, dim]."""
+
+
+def compared(
+    parts: RunParts, snapshot: Snapshot, old: NegativeTable, new: NegativeTable, step: int
+) -> dict[str, float]:
+    """The report of a generation whose table `new` replaces `old`; both are judged by the snapshot's weights.
+
+    `hardness` of both (the old one's as "stale_..."), shares that the sampler left out, overlap@k, the loss of a probe
+    on either, and where there are judgements the rates of `Judgements.shares` among the candidates.
+    """
+    report = {f"stale_{name}": value for name, value in hardness(snapshot, parts.examples, old).items()}
+    report |= hardness(snapshot, parts.examples, new)
+    report |= new.filtered_shares()
+    if old.candidates.shape[1]:
+        report[f"overlap@{OVERLAP_DEPTH}"] = float(overlap(old.candidates, new.candidates).mean())
+
+    def embed(queries: np.ndarray, passages: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.concatenate([snapshot.queries[queries], snapshot.passages[passages]]))
+
+    report |= probe_losses(parts, old, new, step, probe_batches(parts), embed)
+    return report | judged_candidates(parts, new)
+
+
+def probe_batches(parts: RunParts) -> list[np.ndarray]:
+    """The same queries at every generation, as batches of the run's size: int64 [B] each, about 64 in all."""
+    count, size = len(parts.examples), min(parts.config.batch_size, len(parts.examples))
+    order = np.random.default_rng(parts.config.seed).permutation(count)
+    return [
+        order[start : start + size] for start in range(0, max(size, min(PROBE_QUERIES, count) // size * size), size)
+    ]
+
+
+def probe_losses(
+    parts: RunParts, old: NegativeTable, new: NegativeTable, step: int, batches: list[np.ndarray], embed: Embed
+) -> dict[str, float]:
+    """{"loss_fresh", "loss_stale"}: the run's own loss of `batches` with negatives drawn from `new` and from `old`.
+
+    Weights (those of `embed`, without dropout), positives and the random numbers of the draw are the same for both, so
+    the difference is that of the candidates alone.
+    """
+    make = BatchMaker(parts.examples, parts.sampler)
+    scale = loss_scale(parts.config.scale, parts.encoder)
+    report = {}
+    for name, table in (("loss_fresh", new), ("loss_stale", replace(old, generation=new.generation))):
+        losses = [_loss(parts.config.loss, make(queries, table, step), queries, embed, scale) for queries in batches]
+        report[name] = float(np.mean(losses))
+    return report
+
+
+def judged_candidates(parts: RunParts, table: NegativeTable) -> dict[str, float]:
+    """Means of `Judgements.shares` over the candidates of `table`; empty without judgements or candidates."""
+    judgements, stats = parts.examples.judgements, IntervalStats()
+    if judgements is None:
+        return {}
+    # In blocks: the numbers of all candidates take several times the table's own memory.
+    for start in range(0, len(table.candidates), 4096):
+        rows = table.candidates[start : start + 4096]
+        for name, shares in judgements.shares(start + np.arange(len(rows)), rows, "candidate").items():
+            stats.add(name, shares)
+    return stats.report()
+
+
+def _loss(kind: str, batch: TrainingBatch, queries: np.ndarray, embed: Embed, scale: float) -> float:
+    with torch.no_grad():
+        return float(batch_loss(kind, embed(queries, batch.passage_rows), batch, scale))
