@@ -91,6 +91,8 @@ def throughput(results: Sequence[Result]) -> list[dict[str, Any]]:
             "mode": mode,
             "queries_per_second": range_of([rates[mode, result["seed"]] for result in mine]),
             "relative": range_of(base),
+            # A worker that takes longer than the run brings none, and costs little.
+            "refreshes": range_of([len(result["extra"]["refreshes"]) for result in mine]),
             "waited": range_of([result["extra"]["seconds_refresh"] / result["seconds"][-1] for result in mine]),
         }
         busy = [result["extra"]["worker_busy"] for result in mine if "worker_busy" in result["extra"]]

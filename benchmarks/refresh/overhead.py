@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ance_fast.data import TokenStore
 from ance_fast.encoding import encode_spans
 from ance_fast.encoding.budget import default_budget
 from ance_fast.training import AnceConfig, AnceTrainer
@@ -53,10 +54,11 @@ class TakingTurns:
 class Stopwatch(TrainerCallback):
     """Seconds of each step, and of encoding the slice of the last refreshing step alone."""
 
-    def __init__(self, refresher: RollingRefresh) -> None:
+    def __init__(self, refresher: RollingRefresh, passages: TokenStore) -> None:
         self.steps: list[float] = []
         self.alone: list[float] = []
         self._refresher = refresher
+        self._passages = passages
         self._began = 0.0
 
     def on_step_begin(
@@ -76,7 +78,7 @@ class Stopwatch(TrainerCallback):
         began = now()
         encode_spans(
             encoder,
-            refresher._parts.examples.passages,
+            self._passages,
             refresher.spans_at(step),
             resident=refresher.state.matrix,
             batch_tokens=default_budget(encoder.device),
@@ -115,7 +117,7 @@ def measure_overhead(bench: Bench, *, pairs: int, rows: int | None = None) -> di
     )
     trainer = AnceTrainer(bench.encoder(), bench.dataset("train"), config)
     inner = cast(RollingRefresh, trainer.refresher)
-    watch = Stopwatch(inner)
+    watch = Stopwatch(inner, trainer.examples.passages)
     trainer.add_callback(watch)
     trainer.refresher = cast(Refresher, TakingTurns(inner))
     trainer.train()

@@ -51,7 +51,11 @@ def train_by_loop(bench: Bench, seed: int) -> Trained:
             dataset = mined(Dataset.from_dict(columns), model, passages, settings, size)
             seconds_mining += time.perf_counter() - started
         train_part(model, dataset, settings, recorder, bench.folder / PEER, begin, end, seed=seed + 1000 * generation)
-    recorder.trained.extra = {"seconds_refresh": seconds_mining, "encode_batch_size": size}
+    recorder.trained.extra = {
+        "seconds_refresh": seconds_mining,
+        "encode_batch_size": size,
+        "refreshes": [{"step": step} for step in settings.refreshes],
+    }
     return recorder.trained
 
 

@@ -30,8 +30,9 @@ from typing import Any
 
 from ance_fast.artifacts import atomic_file, write_json
 from ance_fast.cli.demo.data import model_folder
+from ance_fast.ops.dispatch import dispatch_counts
 from benchmarks import results
-from benchmarks.refresh.analysis import QUALITY, quality, throughput, time_to_quality
+from benchmarks.refresh.analysis import QUALITY, quality, range_of, throughput, time_to_quality
 from benchmarks.refresh.bench import METRICS, Bench, read_json
 from benchmarks.refresh.contestants import train
 from benchmarks.refresh.data import BESIDE, default_data, source_of
@@ -47,14 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     settings = settings_of(options)
     options.out.mkdir(parents=True, exist_ok=True)
-    report: dict[str, Any] = {
-        "system": {
-            **results.describe_system(list(arguments if arguments is not None else sys.argv[1:]), settings.threads, {}),
-            PEER: importlib.metadata.version(PEER),
-        },
-        "settings": {**dataclasses.asdict(settings), "model": model_name(options)},
-        "data": {},
-    }
+    report: dict[str, Any] = {}
     for data in options.data:
         name = Path(data).name
         folder = options.out / name
@@ -62,11 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if source is None:
             sys.exit(f"error: {data}: no BEIR folder with splits train and dev, nor one of that name in {BESIDE}")
         refuse_other_results(folder, settings, resume=options.resume)
+        report = report or described(arguments, options, settings)
         bench = Bench(source, settings, folder / "work")
         report["data"][name] = measure(bench, folder, options)
+        report["system"]["dispatch"] = dispatch_counts()
         write_report(options.out, report)
         if not options.keep:
-            shutil.rmtree(folder / "work")
+            shutil.rmtree(folder / "work", ignore_errors=True)  # there is none where nothing was missing
     print(json.dumps({"report": str(options.out / "refresh.json"), "data": list(report["data"])}))
 
 
@@ -136,15 +132,23 @@ def settings_of(options: argparse.Namespace) -> Settings:
     return Settings(**{field.name: values[field.name] for field in dataclasses.fields(Settings)})
 
 
+def described(arguments: Sequence[str] | None, options: argparse.Namespace, settings: Settings) -> dict[str, Any]:
+    """A report without results: the machine, the versions, the settings."""
+    command = list(arguments if arguments is not None else sys.argv[1:])
+    system = results.describe_system(["--suite", "refresh", *command], settings.threads, {})
+    return {
+        "system": {**system, PEER: importlib.metadata.version(PEER)},
+        "settings": {**dataclasses.asdict(settings), "model": model_name(options)},
+        "data": {},
+    }
+
+
 def refuse_other_results(folder: Path, settings: Settings, *, resume: bool) -> None:
     """Results of one folder are of the same settings, or comparing them would mean nothing."""
     path, now = folder / "settings.json", json.loads(json.dumps(dataclasses.asdict(settings)))
     then = read_json(path)
     if then and not resume:
         sys.exit(f"error: {folder} holds results; --resume keeps them and goes on, or choose another --out")
-    different = (
-        [f"{name}: {then.get(name)!r} then, {value!r} now" for name, value in now.items() if then] if then else []
-    )
     different = [f"{name}: {then[name]!r} then, {now.get(name)!r} now" for name in then if then[name] != now.get(name)]
     if different:
         sys.exit(f"error: {folder} holds results of other settings ({'; '.join(different)}); choose another --out")
@@ -187,7 +191,8 @@ def summed_up(folder: Path, start: dict[str, Any], options: argparse.Namespace) 
     """The figures of the parts asked for, from the files of `folder`."""
     found = [read_json(folder / "runs" / f"{plan.name}.json") for plan in plans(options)]
     contrastive = [result for result in found if result["loss"] == "contrastive"]
-    report: dict[str, Any] = {"about": start["about"], "start": start["metrics"], "runs": len(found)}
+    load = range_of([result["load_average"][0] for result in found])
+    report: dict[str, Any] = {"about": start["about"], "start": start["metrics"], "runs": len(found), "load": load}
     if "time-to-quality" in options.parts:
         report["time_to_quality"] = time_to_quality(contrastive, start["metrics"][METRICS[0]])
         report["curves"] = [{key: result[key] for key in ("mode", "seed", "curve")} for result in contrastive]

@@ -80,8 +80,8 @@ class Plan:
 def ance_config(settings: Settings, plan: Plan, folder: Path) -> AnceConfig:
     """The settings of one of our contestants."""
     interval = settings.interval
-    # Rolling keeps the bound that sync keeps, so both encode as much. Async: what was asked for at one refresh is to be
-    # there by the next, and may be used until the one after that.
+    # Rolling keeps the bound that sync keeps, so both encode as much. Async may take an interval to make a generation
+    # and another before the next is asked for; the third is for a machine that others use, too.
     modes: dict[str, dict[str, Any]] = {
         "none": {"refresh": "none"},
         "once": {"refresh": "sync", "max_refreshes": 1},

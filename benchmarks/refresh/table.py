@@ -9,7 +9,7 @@ from benchmarks.refresh.bench import METRICS
 from benchmarks.refresh.settings import LABELS, PEER
 
 Part = dict[str, Any]
-RATES = {"queries_per_second": ".1f", "relative": ".2f", "waited": ".1%"}
+RATES = {"queries_per_second": ".1f", "relative": ".2f", "refreshes": ".0f", "waited": ".1%"}
 
 
 def markdown(report: Part) -> str:
@@ -35,6 +35,9 @@ def markdown(report: Part) -> str:
             "",
             f"## {name}: {about['passages']:,} passages, {about['train_queries']:,} train and {about['dev_queries']:,} "
             "dev queries",
+            "",
+            f"{data['runs']} runs; load of the machine when they began, median (least to most): "
+            f"{_range(data['load'], '.1f')}.",
         ]
         for key, section in SECTIONS.items():
             if key in data:
@@ -71,8 +74,8 @@ def throughput_section(data: Part) -> list[str]:
         "**Throughput** from the first refresh on, refreshing included; waited: share of the run that training stood "
         "still for negatives.",
         "",
-        "| contestant | queries/s | over no refresh | waited | worker busy |",
-        "| --- |" + " ---: |" * 4,
+        "| contestant | queries/s | over no refresh | refreshes | waited | worker busy |",
+        "| --- |" + " ---: |" * 5,
     ]
     for row in data["throughput"]:
         busy = _range(row["worker_busy"], ".0%") if "worker_busy" in row else "-"
