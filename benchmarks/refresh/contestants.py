@@ -17,8 +17,7 @@ from benchmarks.refresh.settings import PEER, Plan, ance_config
 class _Untested(AnceTrainer):
     """Ends with its last step: the index of the final encoder is no part of what is compared."""
 
-    def _finish(self) -> dict[str, float]:
-        return {}
+    def _finish(self) -> None: ...
 
 
 def train(bench: Bench, plan: Plan) -> Trained:
