@@ -52,11 +52,14 @@ def lives(
     while True:
         run = begin(folder, name, plan["settings"])
         status = None
+        spared = 0
         while status is None:
             after = generator.uniform(0.0, 0.7 * whole) if len(kills) < plan["kills"] else None
             status = ended(run, after)
             if status is None:
-                victim = chosen(run, generator)
+                # A third death of its process in a row may rightly end a run.
+                victim = chosen(run, generator) if spared < 2 else run
+                spared += victim != run
                 # Written down before the kill, so that the step is one the run had begun by then.
                 kill = {"run": name, "step": step_of(folder / name), "after_seconds": round(after or 0.0, 2)}
                 kill |= {"victim": "run" if victim == run else "worker"}
