@@ -50,13 +50,11 @@ RECOVERY: dict[str, Any] = {
 KILLS = {
     "the-second-in-a-step": [1, "step.before:11"],
     "the-first-inside-a-save": [0, "checkpoint.between:2"],
-    "the-first-publishing": [0, "generation.after:3"],
 }
 BROKEN = {
     "making-a-batch": [1, "_make_batch"],
-    "searching": [1, "refresher._parts.sampler.unite"],
+    "encoding": [1, "ance_fast.training.refresh.encode_spans"],
     "saving": [0, "refresher.save"],
-    "measuring": [0, "dev.held_out.search"],
 }
 
 
@@ -350,28 +348,21 @@ def test_processes_that_were_started_differently_are_refused(found: Found) -> No
 
 
 @pytest.mark.timeout(600)
-def test_torchrun_starts_the_command_and_resumes_it(tiny_bert: Path, wiki: Path, tmp_path: Path) -> None:
+def test_torchrun_starts_the_command(tiny_bert: Path, wiki: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = [
         *(str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", "2"),
         *(str(Path(sys.executable).with_name("ance-fast")), "--quiet", "train", str(wiki), "--model", str(tiny_bert)),
         *("--output", str(run), "--device", "cpu", "--dev-split", "dev", "--test-split", "test", "--json"),
-        *("--max-steps", "8", "--batch-size", "4", "--refresh-every", "3", "--topk", "20"),
+        *("--max-steps", "6", "--batch-size", "4", "--refresh-every", "3", "--topk", "20"),
         *("--max-query-length", "16", "--max-document-length", "32"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def started(*more: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*command, *more], env=environment | variables, capture_output=True, text=True, timeout=280
-        )
-
-    killed = started(ANCE_FAST_CRASH_AT="step.before:5")
-    assert killed.returncode != 0
-    done = started("--resume")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = done.stdout.strip().splitlines()
     assert len(lines) == 1, "the first process reports for both"
     assert set(json.loads(lines[0])) >= {"dev", "test", "seconds"}
-    assert [entry["step"] for entry in entries(run, "negatives.jsonl")] == list(range(8))
+    assert [entry["step"] for entry in entries(run, "negatives.jsonl")] == list(range(6))
+    assert json.loads((run / "config.json").read_text(encoding="utf-8"))["settings"]["processes"] == 2
     assert (run / "test.trec").is_file()

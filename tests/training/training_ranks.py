@@ -1,13 +1,16 @@
 """Training runs of several processes, for test_ranks.py: `training_ranks.py PLAN.json`.
 
 The plan is a list of scenes {"name", "do", "size", ...}. For each of them `size` processes are forked from this one,
-which has imported everything and computed nothing, and meet over a file as torchrun's would over its store. Each writes
-what it found, and the "seconds" it took, to FOLDER/NAME.RANK.json: {"result": ...} or {"error": class and message}.
+which has imported and loaded what they need and computed nothing, and meet over a file as torchrun's would over its
+store. Each writes what it found, and the "seconds" it took, to FOLDER/NAME.RANK.json: {"result": ...} or {"error":
+class and message}.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import gc
+import importlib
 import json
 import operator
 import os
@@ -24,6 +27,7 @@ import torch
 import torch.distributed as dist
 from training_runs import make_trainer
 
+from ance_fast import Encoder
 from ance_fast.crash_points import arm
 from ance_fast.errors import DataError
 from ance_fast.training import AnceTrainer
@@ -34,16 +38,17 @@ Plan = dict[str, Any]
 
 def train(plan: Plan, scene: Plan) -> Any:
     """Train into FOLDER/RUN. One rank ("dies": [rank, crash point]) may be killed, raise ("fails": [rank, method of the
-    trainer]) or have other settings ("differs": [rank, settings])."""
-    settings = dict(scene["settings"])
-    for rank, value in [scene.get("differs", [None, None])]:
-        settings |= value if rank == _rank() else {}
+    trainer or function of a module]) or have other settings ("differs": [rank, settings])."""
+    rank, settings = _rank(), scene["settings"]
+    different, changes = scene.get("differs", [None, {}])
+    if rank == different:
+        settings = settings | changes
     trainer = make_trainer(Path(plan["model"]), Path(plan["data"]), Path(plan["folder"]) / scene["run"], **settings)
-    for rank, point in [scene.get("dies", [None, None])]:
-        arm(point if rank == _rank() else None)
-    for rank, method in [scene.get("fails", [None, None])]:
-        if rank == _rank():
-            _break(trainer, method)
+    killed, point = scene.get("dies", [None, None])
+    arm(point if rank == killed else None)
+    failing, method = scene.get("fails", [None, None])
+    if rank == failing:
+        _break(trainer, method)
     report = trainer.train(resume=scene.get("resume", False))
     return {"dev": report, "weights": trainer.encoder.fingerprint()}
 
@@ -117,12 +122,15 @@ def _message(work: Callable[[], object]) -> str:
 
 
 def _break(trainer: AnceTrainer, method: str) -> None:
-    owner, _, name = method.rpartition(".")
+    path, _, name = method.rpartition(".")
+    owner: Any = trainer
+    if path:
+        owner = importlib.import_module(path) if path.startswith("ance_fast.") else operator.attrgetter(path)(trainer)
 
     def broken(*arguments: Any, **options: Any) -> Any:
         raise DataError(f"{method} is broken")
 
-    setattr(operator.attrgetter(owner)(trainer) if owner else trainer, name, broken)
+    setattr(owner, name, broken)
 
 
 SCENES: dict[str, Callable[[Plan, Plan], Any]] = {"train": train, "talk": talk, "die": die}
@@ -155,6 +163,11 @@ def _one_rank(plan: Plan, scene: Plan, rank: int) -> None:
 
 def _main(path: str) -> None:
     plan = json.loads(Path(path).read_text(encoding="utf-8"))
+    # What every process would do again: fill caches, import, and walk through all of that to find garbage.
+    Encoder.load(plan["model"], device="cpu")
+    for module in ("ir_measures", "torch.utils.tensorboard"):
+        importlib.import_module(module)
+    gc.freeze()
     for scene in plan["scenes"]:
         children = []
         for rank in range(scene["size"]):
