@@ -16,7 +16,7 @@ from ance_fast.training.schedule import steps_of
     [
         ({"loss": "triplet"}, "loss='triplet': choose pairwise, contrastive"),
         ({"start": "magic"}, "start='magic': choose"),
-        ({"refresh": "async"}, "refresh='async': choose"),
+        ({"refresh": "sometimes"}, "refresh='sometimes': choose"),
         ({"max_steps": 0}, "max_steps=0: must be at least 1"),
         ({"topk": 0}, "topk=0: must be at least 1"),
         ({"topk": 3, "negatives_per_query": 4}, "topk=3 is below negatives_per_query=4"),
