@@ -186,6 +186,7 @@ class AnceTrainer(Trainer):
             raise
         finally:
             self._progress.close()
+            self.refresher.close()
             self.seconds["refresh"] = self.refresher.seconds
         self.seconds["train"] = time.monotonic() - started - self.seconds["refresh"]
         return self._finish()
