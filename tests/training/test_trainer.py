@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ance_fast import Encoder, Index, TokenStore, load_dataset
 from ance_fast.data import Qrels, write_run
 from ance_fast.errors import ArtifactError, ConfigError, DataError
 from ance_fast.training import AnceConfig, AnceTrainer
+from ance_fast.training.candidate_sources import refreshed_candidates
 from ance_fast.training.generations import Generation
 from ance_fast.training.refresh import take_snapshot
 from ance_fast.training.start import start_table
@@ -148,6 +150,33 @@ def test_passages_that_hold_an_answer_are_not_mined(tiny_bert: Path, wiki: Path,
         if trainer.examples.queries.ids[query] in asked:
             assert not any(answers)
     assert any(any(answers) for answers in held.values()), "others may have them"
+
+
+def test_a_sampler_handed_to_another_process_finds_the_same_candidates(
+    tiny_bert: Path, wiki: Path, tmp_path: Path
+) -> None:
+    data = load_dataset(str(wiki), split="train")
+    documents = [document.id for document in data.corpus]
+    known = {query: dict.fromkeys([*documents[:30], *data.qrels[query]], 0.5) for query in data.queries}
+    write_run(tmp_path / "teacher.trec", known)
+    lines = [json.dumps({"query": query, "answers": ["the"]}) + "\n" for query in data.queries]
+    (tmp_path / "answers.jsonl").write_text("".join(lines), encoding="utf-8")
+    trainer = make_trainer(
+        tiny_bert,
+        wiki,
+        tmp_path / "out",
+        sampler="ance,sources=index+bm25+teacher,contents=true,teacher_max=0.6",
+        candidates={"teacher": str(tmp_path / "teacher.trec")},
+        answers=str(tmp_path / "answers.jsonl"),
+    )
+    snapshot = take_snapshot(trainer.encoder, trainer.examples, factory="Flat")
+    ours, theirs = (
+        refreshed_candidates(snapshot, trainer.examples, sampler, None, topk=20, generation=1, step=4)
+        for sampler in (trainer.sampler, pickle.loads(pickle.dumps(trainer.sampler)))
+    )
+    np.testing.assert_array_equal(ours.candidates, theirs.candidates)
+    assert ours.filtered == theirs.filtered
+    assert min(ours.filtered["teacher"], ours.filtered["answer"]) > 0
 
 
 def test_training_lowers_the_loss_and_raises_the_metric(tiny_bert: Path, wiki: Path, tmp_path: Path) -> None:
