@@ -30,7 +30,7 @@ def soak(folder: Path, count: int, generator: random.Random, data: str | None, p
     model, tokens = folder / "model", folder / "tokens"
     encoder = Encoder.load(str(model_folder()), device="cpu", num_layers=LAYERS, max_document_length=MAX_LENGTH)
     encoder.save(model)
-    data = data or max(data_folders(folder), key=lambda path: Path(path, "corpus.jsonl.gz").stat().st_size)
+    data = data or max(data_folders(folder), key=corpus_bytes)
     corpus = islice(load_corpus(data), passages)
     store = TokenStore.build(corpus, encoder.tokenizer, tokens, max_length=MAX_LENGTH)
     quiet = folder / "undisturbed"
@@ -66,6 +66,11 @@ def soak(folder: Path, count: int, generator: random.Random, data: str | None, p
             disturbed = folder / f"disturbed-{len(kills)}"
     finish(folder, disturbed)
     return {**compare(quiet, disturbed), "kills": kills, "passages": len(store), "shard_rows": SHARD_ROWS}
+
+
+def corpus_bytes(path: str) -> int:
+    """The size of the corpus of a BEIR folder, compressed or not."""
+    return sum(file.stat().st_size for file in Path(path).glob("corpus.jsonl*"))
 
 
 def finish(folder: Path, place: Path) -> None:

@@ -11,10 +11,12 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from ance_fast.artifacts import sweep
 from ance_fast.crash_points import VARIABLE, crash_point
 from ance_fast.errors import WorkerError
 from ance_fast.training.ranks import ALONE
@@ -48,8 +50,8 @@ class WorkerLink:
         self._threads = threads
         self._log = parts.folder / "worker.log"
         self._weights = SharedWeights.for_module(parts.encoder)
-        self._encoder = parts.folder / ".worker-encoder"
-        shutil.rmtree(self._encoder, ignore_errors=True)
+        # By its name, what a killed run leaves of it is swept when the run is resumed.
+        self._encoder = parts.folder / f".worker-encoder.{uuid.uuid4().hex[:8]}.tmp"
         self._encoder.mkdir(parents=True)
         parts.encoder.write(self._encoder)
         self._deaths = 0
@@ -165,9 +167,3 @@ def _last_line(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
     last = next((line for line in reversed(lines) if line.strip()), "")
     return f", last: {last.strip()[:200]}" if last else ""
-
-
-def sweep(generations: Path) -> None:
-    """Remove what a killed worker was writing."""
-    for leftover in generations.glob(".*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)

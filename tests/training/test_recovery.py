@@ -101,7 +101,7 @@ def test_a_killed_asynchronous_run_makes_all_its_steps_and_keeps_its_bound(
         assert max(generation.step for generation in made) >= 16, name
         swaps = {entry["generation"] for entry in entries(folder) if "generation" in entry}
         assert swaps <= set(numbers), name
-        assert not list((folder / "generations").glob(".*")), name
+        assert not list(folder.rglob(".*")), name
 
 
 def _generations(folder: Path) -> list[tuple[int, int, str, bytes]]:
