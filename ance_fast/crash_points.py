@@ -60,6 +60,10 @@ CRASH_POINTS = (
     "checkpoint.before",
     "checkpoint.between",
     "checkpoint.after",
+    # a run that hands over its weights, and the worker that makes a generation of them; there it alone dies
+    "handover.after",
+    "worker.before",
+    "worker.after",
 )
 
 _armed: str | None = None

@@ -22,5 +22,9 @@ class ConfigError(AnceFastError, ValueError):
     """Settings that contradict each other or cannot be satisfied."""
 
 
+class WorkerError(AnceFastError):
+    """The process that refreshes negatives beside a run cannot do its work."""
+
+
 class MissingDependencyError(AnceFastError, ImportError):
     """An optional package is needed; the message names the extra that installs it."""

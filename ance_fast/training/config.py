@@ -11,7 +11,7 @@ from ance_fast.training.schedule import Schedule, parse_schedule, steps_of
 
 LOSSES = ("pairwise", "contrastive")
 SOURCES = ("random", "bm25", "index", "dataset")
-REFRESH = ("sync", "rolling", "none")
+REFRESH = ("sync", "rolling", "async", "none")
 POSITIVE = (
     "max_steps",
     "batch_size",
@@ -36,18 +36,21 @@ class AnceConfig:
     refresh: "sync" stops every `refresh_every` ("500", "500 steps", "2 epochs", or ranges of steps with an interval
         each, "0-1000:500,1000-:1000"), encodes, indexes and mines anew. "rolling" encodes a slice of the corpus before
         every step, in place, and mines each batch's queries just before the batch is made; `refresh_every` then says
-        when dev queries are measured and a generation is written. "none" keeps the start negatives. `first_refresh`
-        (steps or epochs; by default the first of the schedule) ends the warm-up; `max_refreshes` stops "sync" after so
-        many.
+        when dev queries are measured and a generation is written. "async" has a second process encode, index and mine
+        while training goes on: `refresh_every` says when it is handed new weights (or as soon afterwards as it is
+        free). "none" keeps the start negatives. `first_refresh` (steps or epochs; by default the first of the schedule)
+        ends the warm-up; `max_refreshes` stops "sync" after so many.
     max_staleness: steps that may lie between the weights a passage was encoded with and those it is a negative for.
         What the schedule or the slice cannot keep is refused before anything is computed; "rolling" derives its slice
-        from it.
+        from it; "async" waits rather than exceed it, and says how long.
     rolling_slice: passages encoded before each step; by default what `max_staleness` needs, else as many as a step
         trains on. rolling_hot: so many more, the stalest of those that were in recently mined lists.
     rerank: "rolling" retrieves so many candidates (at least topk), encodes them with the current weights and keeps the
         best topk of them.
     refresh_overlap: "sync" skips a refresh while a probe of queries keeps at least this share of its ten best
         negatives.
+    refresh_device, refresh_threads: where "async" refreshes. By default on a GPU that no process of this host trains
+        on, else on that of the run; on a CPU with a third of the run's threads, which training then goes without.
     dropout: replaces every dropout of the checkpoint; on a CPU, drawing masks costs about a fifth of a step.
     encode_tokens: a batch is encoded in chunks of so many tokens, each distinct text once; by default in one. Graphs
         are kept of the chunks within `kept_tokens` (by default of one chunk); the others are encoded a second time for
@@ -82,6 +85,8 @@ class AnceConfig:
     rolling_hot: int = 0
     rerank: int | None = None
     refresh_overlap: float | None = None
+    refresh_device: str | None = None
+    refresh_threads: int | None = None
     topk: int = 200
     negatives_per_query: int = 1
     sampler: str = "ance"
@@ -161,7 +166,7 @@ class AnceConfig:
 
     def settings(self) -> dict[str, Any]:
         """What decides the result of a run: everything but where it is written and how it reports."""
-        reporting = {"output_dir", "logging_steps", "save_total_limit", "num_proc"}
+        reporting = {"output_dir", "logging_steps", "save_total_limit", "num_proc", "refresh_device", "refresh_threads"}
         return {key: value for key, value in asdict(self).items() if key not in reporting}
 
     def _check_refresh(self) -> None:
@@ -172,13 +177,16 @@ class AnceConfig:
             "rerank": ("rolling",),
             "refresh_overlap": ("sync",),
             "max_refreshes": ("sync",),
-            "max_staleness": ("sync", "rolling"),
+            "max_staleness": ("sync", "rolling", "async"),
+            "refresh_device": ("async",),
+            "refresh_threads": ("async",),
         }
         for name, modes in belongs.items():
             value = getattr(self, name)
             if value and self.refresh not in modes:
                 raise ConfigError(f"{name}={value} is for refresh={' or '.join(modes)}, not for {self.refresh!r}")
-        for name, least in (("max_staleness", 0), ("rolling_slice", 1), ("rolling_hot", 0), ("rerank", self.topk)):
+        bounds = {"max_staleness": 0, "rolling_slice": 1, "rolling_hot": 0, "rerank": self.topk, "refresh_threads": 1}
+        for name, least in bounds.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name}={value}: must be at least {least}{' (topk)' if name == 'rerank' else ''}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,9 +42,13 @@ class Generation:
         """What was measured when it was made."""
         return self.table.metrics
 
+    def path_in(self, folder: Path) -> Path:
+        """Where `publish` writes it."""
+        return folder / f"step-{self.step:08d}-{self.table.source}"
+
     def publish(self, folder: Path) -> Path:
         """Write it into `folder`, whole or not at all; returns where. The index is not written."""
-        path = folder / f"step-{self.step:08d}-{self.table.source}"
+        path = self.path_in(folder)
         manifest = {
             "number": self.number,
             "step": self.step,
@@ -58,10 +63,13 @@ class Generation:
         return path
 
     @classmethod
-    def load(cls, path: Path) -> Generation:
-        """Read what `publish` wrote (`ArtifactError` if it is not whole)."""
-        manifest = open_artifact(path, KIND)
-        return cls(manifest["fingerprint"], NegativeTable.load(path / "negatives"))
+    def load(cls, path: Path, *, mapped: bool = False) -> Generation:
+        """Read what `publish` wrote (`ArtifactError` if it is not whole).
+
+        `mapped`: only when it was just written, for checksums are not looked at; the table is read as it is used.
+        """
+        manifest = open_artifact(path, KIND, verify=not mapped)
+        return cls(manifest["fingerprint"], NegativeTable.load(path / "negatives", mapped=mapped))
 
 
 def newest_before(folder: Path, step: int) -> Generation:
@@ -69,7 +77,18 @@ def newest_before(folder: Path, step: int) -> Generation:
 
     A refresh at `step` itself comes after the checkpoint, so that one is made again.
     """
-    found = [path for path in sorted(folder.glob("step-*")) if int(path.name.split("-")[1]) < max(step, 1)]
+    found = [path for path in sorted(folder.glob("step-*")) if _step_of(path) < max(step, 1)]
     if not found:
         raise ArtifactError(f"{folder}: the negatives used before step {step} are missing; train into another folder")
     return Generation.load(found[-1])
+
+
+def drop_from(folder: Path, step: int) -> None:
+    """Remove the generations of `step` and later, made by weights that a resumed run no longer has."""
+    for path in folder.glob("step-*"):
+        if _step_of(path) >= step:
+            shutil.rmtree(path)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.split("-")[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ance_fast.training.async_refresh import AsyncRefresh
 from ance_fast.training.refresher import Refresher, RunParts
 from ance_fast.training.rolling import RollingRefresh
 from ance_fast.training.sync import SyncRefresh
@@ -13,4 +14,5 @@ MODES: dict[str, Callable[[RunParts], Refresher]] = {
     "none": SyncRefresh,
     "sync": SyncRefresh,
     "rolling": RollingRefresh,
+    "async": AsyncRefresh,
 }

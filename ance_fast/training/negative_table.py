@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -92,11 +92,15 @@ class NegativeTable:
                 np.save(folder / f"{name}.npy", array)
 
     @classmethod
-    def load(cls, path: Path) -> NegativeTable:
-        """Read what `save` wrote (`ArtifactError` if it is not whole)."""
-        manifest = open_artifact(path, KIND)
+    def load(cls, path: Path, *, mapped: bool = False) -> NegativeTable:
+        """Read what `save` wrote (`ArtifactError` if it is not whole).
+
+        `mapped`: its arrays stay in their files until they are used, and checksums are not looked at.
+        """
+        manifest = open_artifact(path, KIND, verify=not mapped)
+        mode: Literal["r"] | None = "r" if mapped else None
         names = manifest.get("arrays", ["candidates", "scores"])
-        arrays: dict[str, Any] = {name: np.load(path / f"{name}.npy") for name in names}
+        arrays: dict[str, Any] = {name: np.load(path / f"{name}.npy", mmap_mode=mode) for name in names}
         return cls(
             **arrays,
             source=manifest["source"],

@@ -70,3 +70,6 @@ class Refresher(Protocol):
 
     def resume(self, folder: Path, step: int) -> None:
         """Be as `save` wrote into `folder` after `step` steps. Raises `ArtifactError`."""
+
+    def close(self) -> None:
+        """The last step has been made, or the run has failed: end what works beside it."""

@@ -122,6 +122,9 @@ class RollingRefresh:
             self.state = load_state(self._make_state(), folder)
             self.generation = self._generation_at(step - 1)
 
+    def close(self) -> None:
+        """Nothing works beside the run."""
+
     def spans_at(self, step: int) -> list[tuple[int, int]]:
         """The rows (start, stop) of the slice of `step`; two spans where it goes past the end of the corpus."""
         count = len(self._parts.examples.passages)

@@ -73,6 +73,9 @@ class SyncRefresh:
         """Take up the generation that was in use after `step` steps."""
         self.generation = newest_before(self._parts.folder / "generations", step)
 
+    def close(self) -> None:
+        """Nothing works beside the run."""
+
     def _refresh(self, step: int) -> dict[str, float]:
         assert self.generation is not None
         parts, config, previous = self._parts, self._parts.config, self.generation

@@ -218,6 +218,7 @@ class AnceTrainer(Trainer):
             raise
         finally:
             self._progress.close()
+            self.refresher.close()
             self.seconds["refresh"] = self.refresher.seconds
         return self._final
 
@@ -293,6 +294,8 @@ class AnceTrainer(Trainer):
 
     def _finish(self) -> None:
         self._progress.close()
+        # A worker would share the cores with what follows.
+        self.refresher.close()
         self.seconds["train"] = self._clock.seconds() - self.refresher.seconds
         self.encoder.eval()
         snapshot = take_snapshot(

@@ -13,7 +13,7 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-@pytest.mark.parametrize("mode", ["sync", "rolling"])
+@pytest.mark.parametrize("mode", ["sync", "rolling", "async"])
 def test_the_example_of_each_mode_trains_and_measures(mode: str, tmp_path: Path) -> None:
     arguments = [sys.executable, EXAMPLES / f"train_{mode}.py", tmp_path, "--steps", "4", "--passages", "200"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -1,4 +1,7 @@
-"""A run that is killed anywhere and resumed ends as if nothing had happened: dropout on, two batches a step."""
+"""A run that is killed anywhere and resumed ends as if nothing had happened: dropout on, two batches a step.
+
+What depends on time (async) ends with all its steps, whole generations and negatives of the age that was promised.
+"""
 
 from __future__ import annotations
 
@@ -48,9 +51,17 @@ KILLS = {
 }
 
 
+ASYNC = {"refresh": "async", "max_staleness": 5, "refresh_every": 2, "start": "index"}
+ASYNC_KILLS = {
+    "with-weights-just-handed-over": "handover.after:4",
+    "as-a-generation-is-taken-into-use": "generation.swapped:4",
+}
+
+
 def test_every_crash_point_of_training_is_tested_here() -> None:
-    tested = {point.split(":")[0] for kills in KILLS.values() for point in kills.values()}
-    assert tested >= {point for point in CRASH_POINTS if point.startswith(("step.", "generation.", "checkpoint."))}
+    tested = {point.split(":")[0] for kills in (*KILLS.values(), ASYNC_KILLS) for point in kills.values()}
+    named = ("step.", "generation.", "checkpoint.", "handover.")
+    assert tested >= {point for point in CRASH_POINTS if point.startswith(named)}
 
 
 @pytest.mark.timeout(1200)
@@ -71,6 +82,26 @@ def test_a_killed_run_resumes_to_the_very_same_negatives_and_weights(
         assert timeless(folder) == timeless(whole), name
         assert _generations(folder) == _generations(whole), name
         assert not [path for path in (folder / "checkpoints").iterdir() if path.name.startswith(".")], name
+
+
+@pytest.mark.timeout(1200)
+def test_a_killed_asynchronous_run_makes_all_its_steps_and_keeps_its_bound(
+    tiny_bert: Path, wiki: Path, tmp_path: Path
+) -> None:
+    carry_out(tiny_bert, wiki, tmp_path, SETTINGS | ASYNC, ASYNC_KILLS)
+    for name in ASYNC_KILLS:
+        folder = tmp_path / name
+        used = entries(folder, "negatives.jsonl")
+        assert [entry["step"] for entry in used] == [step for step in range(22) for _ in "ab"], name
+        assert max(entry["age_max"] for entry in used) <= 5, name
+        assert [entry["step"] for entry in entries(folder) if "loss" in entry][-1] == 21, name
+        made = [Generation.load(path) for path in sorted((folder / "generations").glob("step-*"))]
+        numbers = [generation.number for generation in made]
+        assert numbers == sorted(set(numbers)), name
+        assert max(generation.step for generation in made) >= 16, name
+        swaps = {entry["generation"] for entry in entries(folder) if "generation" in entry}
+        assert swaps <= set(numbers), name
+        assert not list((folder / "generations").glob(".*")), name
 
 
 def _generations(folder: Path) -> list[tuple[int, int, str, bytes]]:

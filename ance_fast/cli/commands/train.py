@@ -50,7 +50,7 @@ def train(
         str,
         typer.Option(
             help="sync stops to encode and mine everything; rolling encodes a slice of the corpus before every step "
-            "and mines each batch; none keeps the start negatives."
+            "and mines each batch; async leaves it all to a second process; none keeps the start negatives."
         ),
     ] = "sync",
     refresh_every: Annotated[
@@ -63,7 +63,8 @@ def train(
         typer.Option(help="sync: skip a refresh while a probe keeps this share of its ten best negatives."),
     ] = None,
     max_staleness: Annotated[
-        int | None, typer.Option(help="Steps that a negative's vector may be old; rolling takes its slice from it.")
+        int | None,
+        typer.Option(help="Steps that a negative's vector may be old; rolling takes its slice from it, async waits."),
     ] = None,
     rolling_slice: Annotated[
         int | None, typer.Option(help="rolling: passages encoded before each step [as many as a step trains on].")
@@ -71,6 +72,12 @@ def train(
     rolling_hot: Annotated[int, typer.Option(help="rolling: so many more, from recently mined lists.")] = 0,
     rerank: Annotated[
         int | None, typer.Option(help="rolling: retrieve so many, encode them anew, keep the best --topk.")
+    ] = None,
+    refresh_device: Annotated[
+        str | None, typer.Option(help="async: where to encode and mine, as cuda:1 [a GPU that is free].")
+    ] = None,
+    refresh_threads: Annotated[
+        int | None, typer.Option(help="async: CPU threads of its process [a third of them].")
     ] = None,
     topk: Annotated[int, typer.Option(help="Retrieved passages to draw negatives from.")] = 200,
     negatives: Annotated[int, typer.Option(help="Negatives a query.")] = 1,
@@ -101,6 +108,8 @@ def train(
     Example: ance-fast train beir:scifact -m intfloat/e5-small-v2 -o run --max-steps 500 --refresh-every 100
 
     Or, never stopping: ance-fast train beir:scifact -m intfloat/e5-small-v2 -o run --refresh rolling --max-staleness 50
+
+    Or beside it: ance-fast train beir:scifact -m intfloat/e5-small-v2 -o run --refresh async --max-staleness 200
     """
     refuse_missing_data(data)
     refuse_missing_model(model)
@@ -132,6 +141,8 @@ def train(
         rolling_slice=rolling_slice,
         rolling_hot=rolling_hot,
         rerank=rerank,
+        refresh_device=refresh_device,
+        refresh_threads=refresh_threads,
         topk=topk,
         negatives_per_query=negatives,
         sampler=sampler,

@@ -1,0 +1,172 @@
+"""A run's side of its refresh worker: start it, hand it weights, hear what it made, notice when it dies."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from ance_fast.crash_points import VARIABLE, crash_point
+from ance_fast.errors import WorkerError
+from ance_fast.training.refresher import RunParts
+from ance_fast.training.shared_weights import SharedWeights
+from ance_fast.training.worker_messages import Failed, Job, Made, Request
+
+logger = logging.getLogger(__name__)
+
+# Deaths in a row, with nothing made between them, that end the run.
+MOST_DEATHS = 3
+# Of a distributed job, whose members the worker is not.
+JOB_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+class WorkerLink:
+    """One worker process and at most one generation in the making.
+
+    A worker that dies is started again, and makes the generation it was at by the weights of `hand_over`'s next call.
+
+    Attributes:
+        asked: the step whose weights it works with, None while it has nothing to do.
+        busy_seconds: how long it has worked so far.
+    """
+
+    def __init__(self, parts: RunParts, *, device: str, threads: int) -> None:
+        self.asked: int | None = None
+        self.busy_seconds = 0.0
+        self._parts = parts
+        self._device = device
+        self._threads = threads
+        self._log = parts.folder / "worker.log"
+        self._weights = SharedWeights.for_module(parts.encoder)
+        self._encoder = parts.folder / ".worker-encoder"
+        shutil.rmtree(self._encoder, ignore_errors=True)
+        self._encoder.mkdir(parents=True)
+        parts.encoder.write(self._encoder)
+        self._deaths = 0
+        self._since = 0.0
+        self._log.unlink(missing_ok=True)
+        # Tests let a worker die at a crash point of its own; the one that takes its place is to live.
+        at = os.environ.get(VARIABLE, "")
+        self._start(at if at.startswith("worker.") else None)
+
+    def hand_over(self, step: int, previous: Path) -> None:
+        """Copy the weights as they are before optimizer step `step`; ask for the generation after that in `previous`.
+
+        To be called only while nothing is asked for.
+        """
+        assert self.asked is None
+        self._weights.write(self._parts.encoder)
+        self.asked, self._since = step, time.monotonic()
+        try:
+            self._connection.send(Request(step, previous))
+        except OSError:
+            return  # it has died, which `poll` finds and mends
+        crash_point("handover.after")
+
+    def poll(self, timeout: float = 0.0) -> Made | None:
+        """What was made since, waiting up to `timeout` seconds for it; None if it is not there yet, or the worker died.
+
+        Raises `WorkerError` when the worker fails for good, or dies for the third time in a row.
+        """
+        try:
+            message = self._connection.recv() if self._connection.poll(timeout) else None
+        except (EOFError, OSError):
+            self._restart("died")
+            return None
+        if isinstance(message, Failed):
+            if message.lasting:
+                raise WorkerError(f"refresh worker: {message.message} (see {self._log})")
+            self._restart(f"failed: {message.message}")
+            return None
+        if message is not None:
+            self._deaths = 0
+            self._idle()
+        return message
+
+    def close(self) -> None:
+        """End the worker, whatever it is doing, and remove what it leaves."""
+        self._process.kill()
+        self._process.wait()
+        self._connection.close()
+        self._weights.close()
+        shutil.rmtree(self._encoder, ignore_errors=True)
+        sweep(self._parts.folder / "generations")
+
+    def busy_until_now(self) -> float:
+        """`busy_seconds` with what it is doing at present."""
+        return self.busy_seconds + (time.monotonic() - self._since if self.asked is not None else 0.0)
+
+    def _idle(self) -> None:
+        self.busy_seconds = self.busy_until_now()
+        self.asked = None
+
+    def _restart(self, how: str) -> None:
+        self._deaths += 1
+        self._idle()
+        self._connection.close()
+        try:  # the connection closes a moment before the process is gone
+            status = self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            status = self._process.wait()
+        ended = signal.Signals(-status).name if status < 0 else f"status {status}"
+        message = f"the refresh worker {how} ({ended}); what it wrote is in {self._log}{_last_line(self._log)}"
+        if self._deaths >= MOST_DEATHS:
+            raise WorkerError(f"{message}. That was {self._deaths} times in a row: the run ends; resume it when mended")
+        logger.warning("%s. Starting it again with the last whole generation", message)
+        sweep(self._parts.folder / "generations")
+        self._start(None)
+
+    def _start(self, crash_at: str | None) -> None:
+        ours, theirs = socket.socketpair()
+        environment = {k: v for k, v in os.environ.items() if k not in (*JOB_VARIABLES, VARIABLE)}
+        environment |= {"OMP_NUM_THREADS": str(self._threads), "TOKENIZERS_PARALLELISM": "false"}
+        with theirs, open(self._log, "ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "ance_fast.training.refresh_worker", str(theirs.fileno())],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(theirs.fileno(), self._weights.descriptor),
+            )
+        self._connection = Connection(ours.detach())
+        parts: dict[str, Any] = {f.name: getattr(self._parts, f.name) for f in dataclasses.fields(self._parts)}
+        del parts["encoder"]
+        backbone = self._parts.encoder.backbone
+        job = Job(
+            parts={**parts, "rank": 0, "world_size": 1},
+            encoder=self._encoder.absolute(),
+            attention=backbone.mode,
+            dtype=str(backbone.dtype).removeprefix("torch."),
+            device=self._device,
+            threads=self._threads,
+            weights=(self._weights.descriptor, self._weights.places),
+            parent=os.getpid(),
+            crash_at=crash_at,
+        )
+        try:
+            self._connection.send(job)
+        except OSError:
+            return  # it has died already, which `poll` finds
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    return f", last: {last.strip()[:200]}" if last else ""
+
+
+def sweep(generations: Path) -> None:
+    """Remove what a killed worker was writing."""
+    for leftover in generations.glob(".*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
