@@ -13,12 +13,15 @@ import numpy as np
 
 from ance_fast.data.token_store import TokenStore
 from ance_fast.errors import ConfigError, DataError
+from ance_fast.training.answers import read_answers
+from ance_fast.training.config import AnceConfig
 from ance_fast.training.counter_hash import counter_hash
+from ance_fast.training.documents import documents_by_file, documents_by_id
 from ance_fast.training.examples import Examples
 from ance_fast.training.given_candidates import ScoredPairs, bm25_table, pairs_of, read_pairs
 from ance_fast.training.negatives import NegativeSampler, NegativeTable, choose_positives, given_table, random_table
 from ance_fast.training.refresh import Snapshot
-from ance_fast.training.sampler_config import REFRESHED, TEACHER, SamplerConfig, check_sources
+from ance_fast.training.sampler_config import REFRESHED, TEACHER, SamplerConfig
 from ance_fast.training.view import View, snapshot_view
 
 # Positions of a token list enter its hash apart from its length.
@@ -78,7 +81,7 @@ def view_candidates(
     teacher = sampler.teacher.of(queries[:, None], united.candidates) if sampler.teacher is not None else None
     teacher_bounds = teacher if config.needs_teacher else None
     if not config.needs_scores:
-        return sampler.select(united, teacher_scores=teacher_bounds, queries=queries)
+        return sampler.select(united, teacher_scores=teacher_bounds, answers=sampler.answers, queries=queries)
     positives = examples.positives_of(queries)
     if config.scores == "teacher":
         assert sampler.teacher is not None
@@ -93,6 +96,7 @@ def view_candidates(
         scores=scores,
         positive_scores=positive_scores if config.needs_positive_scores else None,
         teacher_scores=teacher_bounds,
+        answers=sampler.answers,
         queries=queries,
     )
 
@@ -110,31 +114,25 @@ def list_width(config: SamplerConfig, tables: Mapping[str, NegativeTable], *, to
 
 
 def run_sampler(
-    examples: Examples,
-    text: str,
-    *,
-    seed: int,
-    count: int,
-    topk: int = 200,
-    candidates: Mapping[str, str] | None = None,
-    scores: Mapping[str, Mapping[str, float]] | None = None,
-    start: str = "",
+    examples: Examples, settings: AnceConfig, scores: Mapping[str, Mapping[str, float]] | None = None
 ) -> NegativeSampler:
-    """The sampler of a training run from its settings (`SamplerConfig.parse`, `AnceConfig.candidates`), with the tables
-    of its sources to depth `topk` and the teacher's scores.
+    """The sampler of a training run, with the tables of its sources, the teacher's scores, answers and documents.
 
     scores: of a teacher (query id -> document id -> score) that the data set brings; a run file "teacher" is preferred.
 
-    Raises `ConfigError` for a setting that is not understood or needs what there is not, `DataError` for a run file
-    that is damaged or about something else.
+    Raises `ConfigError` for a setting that needs what there is not, `DataError` for a file that is damaged or about
+    something else.
     """
-    config, files = SamplerConfig.parse(text), dict(candidates or {})
-    check_sources(config, files, start)
+    config, files, topk = SamplerConfig.parse(settings.sampler), settings.candidates, settings.topk
     contents = content_ids(examples.passages) if config.contents else None
+    documents = None
+    if settings.documents is not None:
+        documents = documents_by_file(settings.documents, examples.passages)
+    elif settings.document_separator is not None:
+        documents = documents_by_id(settings.document_separator, examples.passages)
     pairs = {name: read_pairs(path, examples) for name, path in files.items()}
-    tables = {
-        name: given.best(examples, topk, name) for name, given in pairs.items() if name in (*config.sources, start)
-    }
+    listed = {*config.sources, settings.start}
+    tables = {name: given.best(examples, topk, name) for name, given in pairs.items() if name in listed}
     for source in config.sources:
         if source not in (*REFRESHED, *tables):
             tables[source] = bm25_table(examples, topk) if source == "bm25" else _of_data_set(examples)
@@ -143,7 +141,15 @@ def run_sampler(
         teacher = pairs.get(TEACHER) or (pairs_of(examples, scores) if scores else None)
         _check_teacher(teacher, examples, config, files.get(TEACHER, "the data set"))
     return NegativeSampler(
-        examples, seed=seed, count=count, config=config, contents=contents, tables=tables, teacher=teacher
+        examples,
+        seed=settings.seed,
+        count=settings.negatives_per_query,
+        config=config,
+        documents=documents,
+        contents=contents,
+        tables=tables,
+        teacher=teacher,
+        answers=read_answers(settings.answers, examples) if settings.answers is not None else None,
     )
 
 

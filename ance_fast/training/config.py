@@ -61,6 +61,10 @@ class AnceConfig:
     candidates: run files by the name that the sampler's `sources` give them, {"tas-b": "tas-b.trec"}. "bm25" is made
         from the corpus and "dataset" of what the data set brings, unless a file has the name. The file "teacher" gives
         the teacher's scores.
+    answers: JSON Lines, {"query": id, "answers": [strings]}: of what a refresh finds for a query, passages that hold an
+        answer are left out.
+    documents, document_separator: chunks of a positive's document are no negatives. A file of lines `passage <tab>
+        document`, or what stands between the document's id and the rest in the ids of its passages ("#": "doc7#0").
     """
 
     output_dir: str
@@ -91,6 +95,9 @@ class AnceConfig:
     negatives_per_query: int = 1
     sampler: str = "ance"
     candidates: dict[str, str] = field(default_factory=dict)
+    answers: str | None = None
+    documents: str | None = None
+    document_separator: str | None = None
     max_query_length: int | None = None
     max_document_length: int | None = None
     index_factory: str = "Flat"
@@ -117,6 +124,10 @@ class AnceConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
         check_sources(SamplerConfig.parse(self.sampler), self.candidates, self.start)
+        if self.documents is not None and self.document_separator is not None:
+            raise ConfigError("documents and document_separator both say which document a passage is of; give one")
+        if self.document_separator == "":
+            raise ConfigError("document_separator is empty")
         if self.topk < self.negatives_per_query:
             raise ConfigError(f"topk={self.topk} is below negatives_per_query={self.negatives_per_query}")
         if self.max_refreshes is not None and self.max_refreshes < 1:

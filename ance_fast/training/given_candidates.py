@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ance_fast.data.input_files import is_pipe
 from ance_fast.data.text_lines import warn_counted
 from ance_fast.data.trec import RunLine, listed_twice, read_run_lines
 from ance_fast.errors import DataError
@@ -25,32 +26,44 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ScoredPairs:
-    """Scores of some (query, passage) pairs: queries int64 [m], rows int64 [m], scores float64 [m], ordered by
-    (query, row), each pair once."""
+    """Scores of some (query, passage) pairs: keys int64 [m], query * 2^32 + row, ascending; scores float64 [m].
 
-    queries: np.ndarray
-    rows: np.ndarray
+    Each pair is there once. Asking for n pairs takes n binary searches, however many pairs there are.
+    """
+
+    keys: np.ndarray
     scores: np.ndarray
 
     @classmethod
     def ordered(cls, queries: np.ndarray, rows: np.ndarray, scores: np.ndarray) -> ScoredPairs:
-        """The pairs in any order."""
-        order = np.lexsort((rows, queries))
-        return cls(queries[order], rows[order], scores[order])
+        """The pairs of these queries and rows (int64), in any order."""
+        keys = _keys(queries, rows)
+        order = np.argsort(keys, kind="stable")
+        return cls(keys[order], scores[order])
+
+    @property
+    def queries(self) -> np.ndarray:
+        """The query of each pair, int64 [m]."""
+        return self.keys >> 32
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The passage of each pair, int64 [m]."""
+        return self.keys & 0xFFFFFFFF
 
     def of(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """The score of each pair (int64, broadcast against each other), float32; NaN for one without and for row -1."""
-        if not len(self.rows):
-            return np.full(np.broadcast_shapes(queries.shape, rows.shape), np.nan, dtype=np.float32)
-        corpus = 1 + max(int(self.rows.max()), int(rows.max(initial=-1)))
-        known, asked = self.queries * corpus + self.rows, queries.astype(np.int64) * corpus + rows
-        places = np.minimum(np.searchsorted(known, asked), len(known) - 1)
-        return np.where((known[places] == asked) & (rows >= 0), self.scores[places], np.nan).astype(np.float32)
+        """The score of each pair (broadcast against each other), float32; NaN for one without and for row -1."""
+        asked = _keys(queries, rows)
+        if not len(self.keys):
+            return np.full(asked.shape, np.nan, dtype=np.float32)
+        places = np.minimum(np.searchsorted(self.keys, asked), len(self.keys) - 1)
+        return np.where((self.keys[places] == asked) & (rows >= 0), self.scores[places], np.nan).astype(np.float32)
 
     def best(self, examples: Examples, topk: int, source: str) -> NegativeTable:
         """The `topk` best-scored passages of every query as candidates; of equal scores the smaller row comes first."""
-        order = np.lexsort((self.rows, -self.scores, self.queries))
-        queries, rows, scores = self.queries[order], self.rows[order], self.scores[order]
+        queries, rows = self.queries, self.rows
+        order = np.lexsort((rows, -self.scores, queries))
+        queries, rows, scores = queries[order], rows[order], self.scores[order]
         counts = np.bincount(queries, minlength=len(examples))
         ranks = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
         kept = ranks < topk
@@ -84,8 +97,10 @@ def run_candidates(
 
 
 def refuse_unreadable(candidates: Mapping[str, str]) -> None:
-    """Raise `DataError` for a run file that is missing, empty or of no known form, by its first line."""
+    """Raise `DataError` for a run file that is missing, a pipe, empty or of no known form, by its first line."""
     for path in candidates.values():
+        if is_pipe(Path(path)):
+            raise DataError(f"{path}: a pipe cannot be read again when the run is resumed; give a file")
         if next(read_run_lines(path), None) is None:
             raise DataError(f"{path}:1: the run file is empty")
 
@@ -135,13 +150,13 @@ def read_pairs(path: str | Path, examples: Examples) -> ScoredPairs:
     if len(without):
         name = examples.queries.ids[int(without[0])]
         logger.warning("%s: says nothing about %d training queries (first: %r)", path, len(without), name)
-    numbers = np.asarray(lines)[known]
-    order = np.lexsort((numbers, rows[known], queries))
-    repeated = (np.diff(queries[order]) == 0) & (np.diff(rows[known][order]) == 0)
+    numbers, keys = np.asarray(lines)[known], _keys(queries, rows[known])
+    order = np.argsort(keys, kind="stable")
+    repeated = np.diff(keys[order]) == 0
     if repeated.any():
         at = lines.index(int(numbers[order[1:][repeated]].min()))
         raise listed_twice(path, RunLine(lines[at], examples.queries.ids[owners[at]], ids[codes[at]], scores[at]))
-    return ScoredPairs(queries[order], rows[known][order], np.asarray(scores)[known][order])
+    return ScoredPairs(keys[order], np.asarray(scores)[known][order])
 
 
 def bm25_table(examples: Examples, topk: int) -> NegativeTable:
@@ -151,3 +166,9 @@ def bm25_table(examples: Examples, topk: int) -> NegativeTable:
     most = int(np.diff(examples.positive_offsets).max())
     found = Bm25.build(texts, passages.ids).search(examples.texts, min(topk + most, len(passages)))
     return mined_table(examples, found.positions, found.scores, "bm25", 0, 0).top(topk)
+
+
+def _keys(queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    # Rows are int32 wherever there are tables of them.
+    keys: np.ndarray = (np.asarray(queries, dtype=np.int64) << 32) + rows
+    return keys

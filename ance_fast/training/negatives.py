@@ -16,6 +16,7 @@ import torch
 
 from ance_fast import _C
 from ance_fast.errors import ConfigError
+from ance_fast.training.answers import AnswerMatch
 from ance_fast.training.counter_hash import counter_hash
 from ance_fast.training.examples import Examples
 from ance_fast.training.given_candidates import ScoredPairs
@@ -42,8 +43,8 @@ class NegativeSampler:
 
     documents, contents: int64 [passages], equal for chunks of one document and for passages of the same text. Passages
         that share one with a positive are never negatives of its query, and a query has each content once.
-    tables, teacher: what a refresh takes as sources and as teacher scores, for all queries; `unite` and `select` are
-        handed theirs.
+    tables, teacher, answers: what a refresh takes as sources, as teacher scores and for the answers of all queries;
+        `unite` and `select` are handed theirs.
 
     `unite` and `select` take the time of a sort or a hash a candidate, in C++ over threads; results are the same for
     any number of them.
@@ -60,10 +61,12 @@ class NegativeSampler:
         contents: np.ndarray | None = None,
         tables: Mapping[str, NegativeTable] | None = None,
         teacher: ScoredPairs | None = None,
+        answers: AnswerMatch | None = None,
     ) -> None:
         self.examples = examples
         self.tables = dict(tables or {})
         self.teacher = teacher
+        self.answers = answers
         self.seed = seed
         self.count = count
         self.config = config or SamplerConfig()

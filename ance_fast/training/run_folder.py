@@ -87,13 +87,17 @@ def last_refresh(log: Path) -> int:
 
 def data_identity(start: str, examples: Examples, held_out: HeldOut | None, sampler: NegativeSampler) -> dict[str, Any]:
     """What a run learns from: the fingerprint of its first weights, passages, queries, positives, dev queries, and the
-    candidates and teacher scores that its sampler was given."""
+    candidates, teacher scores and documents that its sampler was given."""
     digest, given = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
     digest.update(examples.positive_offsets.tobytes() + examples.positive_rows.tobytes())
     for name, table in sorted(sampler.tables.items()):
         given.update(name.encode() + table.candidates.tobytes())
+    if sampler.answers is not None:
+        given.update(sampler.answers.digest())
+    if sampler.documents is not None:
+        given.update(sampler.documents.tobytes())
     if sampler.teacher is not None:
-        given.update(sampler.teacher.rows.tobytes() + sampler.teacher.scores.tobytes())
+        given.update(sampler.teacher.keys.tobytes() + sampler.teacher.scores.tobytes())
     return {
         "start": start,
         "passages": examples.passages.manifest["content"],

@@ -8,15 +8,18 @@ from ance_fast.training.candidate_sources import refreshed_candidates
 from ance_fast.training.config import AnceConfig
 from ance_fast.training.examples import Examples
 from ance_fast.training.given_candidates import bm25_table
-from ance_fast.training.negatives import NegativeSampler, NegativeTable, given_table, random_table
+from ance_fast.training.negatives import NegativeSampler, NegativeTable, given_table, mined_table, random_table
 from ance_fast.training.refresh import take_snapshot
 
 
 def start_table(config: AnceConfig, encoder: Encoder, examples: Examples, sampler: NegativeSampler) -> NegativeTable:
-    """Generation 0 from the source that `config.start` names (`ConfigError` if the data set brings no negatives)."""
+    """Generation 0 from the source that `config.start` names (`ConfigError` if the data set brings no negatives).
+
+    What the sampler already has under that name, such as a run file, is not made again.
+    """
     given = sampler.tables.get(config.start)
     if given is not None:
-        return given
+        return mined_table(examples, given.candidates, given.scores, config.start, 0, 0)
     if config.start == "random":
         return random_table(examples)
     if config.start == "dataset":

@@ -135,16 +135,7 @@ class AnceTrainer(Trainer):
         self.seconds = {"train": 0.0, "refresh": 0.0}
         self._clock = Clock()
         self._final: dict[str, float] = {}
-        self.sampler = run_sampler(
-            self.examples,
-            config.sampler,
-            seed=config.seed,
-            count=config.negatives_per_query,
-            topk=config.topk,
-            candidates=config.candidates,
-            scores=dataset.scores,
-            start=config.start,
-        )
+        self.sampler = run_sampler(self.examples, config, dataset.scores)
         self._data = data_identity(start, self.examples, self.held_out, self.sampler)
         self._make_batch = BatchMaker(self.examples, self.sampler, encode_tokens=config.encode_tokens)
         per_step = config.batch_size * config.gradient_accumulation_steps

@@ -78,14 +78,18 @@ class View:
             return products - centre[:, None], positive - centre[owner]
         if scale == "cosine":
             queries = _by_tiles(lambda part: _lengths(self.vectors[part]), len(self.vectors))
-            wanted, places = np.unique(np.concatenate([candidates.ravel(), rows]), return_inverse=True)
-            lengths = _by_tiles(lambda part: _lengths(self.rows(wanted[part])), len(wanted))[places.ravel()]
+            lengths = self._passage_lengths(np.concatenate([candidates.ravel(), rows]))
             of_candidates = lengths[: candidates.size].reshape(candidates.shape)
-            return (
-                products / (queries[:, None] * of_candidates),
-                positive / (queries[owner] * lengths[candidates.size :]),
-            )
+            of_positives = lengths[candidates.size :]
+            return products / (queries[:, None] * of_candidates), positive / (queries[owner] * of_positives)
         return products, positive
+
+    def _passage_lengths(self, rows: np.ndarray) -> np.ndarray:
+        """Of these passages, float32; anything for -1. What comes up often is computed once."""
+        if rows.size >= len(self.passages):
+            return _by_tiles(lambda part: _lengths(self.passages[part]), len(self.passages))[rows]
+        wanted, places = np.unique(rows, return_inverse=True)
+        return _by_tiles(lambda part: _lengths(self.rows(wanted[part])), len(wanted))[places.ravel()]
 
 
 def snapshot_view(snapshot: Snapshot, examples: Examples, *, topk: int, queries: np.ndarray | None = None) -> View:

@@ -261,6 +261,8 @@ def test_the_demo_gives_its_table_its_report_and_an_index_that_answers(tmp_path:
         (("index", "{tmp}/nothing", "-o", "{tmp}/i"), 1, "nothing: no such folder"),
         (("train", "{wiki}", "-m", "{model}", "-o", "{tmp}/r", "--loss", "magic"), 2, "choose pairwise, contrastive"),
         (("train", "{wiki}", "-m", "{model}", "-o", "{tmp}/r", "--split", "nope"), 1, "nope"),
+        (("train", "{wiki}", "-m", "{model}", "-o", "{tmp}/r", "--candidates", "x"), 2, "give NAME=FILE"),
+        (("train", "{wiki}", "-m", "{model}", "-o", "{tmp}/r", "--candidates", "x={tmp}/x"), 1, "x: no such file"),
         (("train", "{wiki}", "-m", "{model}", "-o", "{tmp}/r", "--resume"), 1, "no run to resume"),
         (("train", "{wiki}", "-m", "{model}", "-o", "{tmp}/r", "--judged", "{tmp}/q"), 1, "q: no such file"),
         (("report", "{tmp}/nothing"), 1, "nothing: no such folder"),

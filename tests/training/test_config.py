@@ -35,6 +35,10 @@ from ance_fast.training.schedule import steps_of
         ({"refresh": "rolling", "max_staleness": -1}, "max_staleness=-1: must be at least 0"),
         ({"refresh": "rolling", "rolling_slice": 0}, "rolling_slice=0: must be at least 1"),
         ({"refresh": "rolling", "rerank": 100}, "rerank=100: must be at least 200 (topk)"),
+        ({"documents": "d.tsv", "document_separator": "#"}, "documents and document_separator both say"),
+        ({"document_separator": ""}, "document_separator is empty"),
+        ({"sampler": "ance,sources=index+tas-b"}, "sources=tas-b: a run makes index"),
+        ({"candidates": {"tas-b": "x"}}, "candidates: nothing uses 'tas-b'"),
         ({"refresh_overlap": 1.5}, "refresh_overlap=1.5: must be above 0 and at most 1"),
     ],
 )

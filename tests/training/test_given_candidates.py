@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from sampler_cases import examples_of
 
 from ance_fast.data import write_run
 from ance_fast.errors import ConfigError, DataError
+from ance_fast.training import AnceConfig
 from ance_fast.training.candidate_sources import run_sampler
 from ance_fast.training.examples import Examples
 from ance_fast.training.given_candidates import (
@@ -122,6 +124,9 @@ def test_a_file_is_looked_at_before_anything_is_computed(tmp_path: Path) -> None
         refuse_unreadable({"good": str(tmp_path / "good.trec"), "empty": str(tmp_path / "empty.trec")})
     with pytest.raises(DataError, match=r"gone.trec: no such file"):
         refuse_unreadable({"gone": str(tmp_path / "gone.trec")})
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match=r"pipe: a pipe cannot be read again"):
+        refuse_unreadable({"pipe": str(tmp_path / "pipe")})
 
 
 def test_a_samplers_tables_and_teacher_come_from_files_and_the_data_set(tmp_path: Path) -> None:
@@ -129,15 +134,14 @@ def test_a_samplers_tables_and_teacher_come_from_files_and_the_data_set(tmp_path
     path = str(tmp_path / "run.trec")
     write_run(path, {**RUN, "q0": {**RUN["q0"], "d0": 3.0}})
     files = {"tas-b": path, "teacher": path}
-    sampler = run_sampler(
-        examples, "ance,sources=index+tas-b+dataset,teacher_max=2", seed=0, count=1, topk=2, candidates=files
-    )
+    text = "ance,sources=index+tas-b+dataset,teacher_max=2"
+    sampler = run_sampler(examples, AnceConfig(output_dir="x", sampler=text, topk=2, candidates=files))
     assert sampler.tables["tas-b"].candidates.tolist() == [[0, 1], [-1, -1], [0, -1]]
     assert sampler.tables["dataset"].candidates.tolist() == [[2], [-1], [1]]
     assert set(sampler.tables) == {"tas-b", "dataset"}, "a teacher is no source unless it is named as one"
     assert sampler.teacher is not None
     np.testing.assert_array_equal(sampler.teacher.of(np.array([0, 1]), np.array([3, 3])), np.float32([1.0, np.nan]))
-    brought = run_sampler(examples, "ance,teacher_max=2", seed=0, count=1, scores={"q1": {"d3": 7.0}})
+    brought = run_sampler(examples, AnceConfig(output_dir="x", sampler="ance,teacher_max=2"), {"q1": {"d3": 7.0}})
     assert brought.teacher is not None
     assert brought.teacher.of(np.array([1]), np.array([3])).tolist() == [7.0]
 
@@ -147,10 +151,10 @@ def test_a_teacher_that_candidates_are_compared_with_must_know_the_positives(tmp
     write_run(path, {"q0": {"d0": 1.0, "d3": 0.5}, "q1": {"d3": 0.5}})
     examples = named([[0], [1]], 4)
     files = {"teacher": str(path)}
-    run_sampler(examples, "ance,teacher_max=0.1", seed=0, count=1, candidates=files)
+    run_sampler(examples, AnceConfig(output_dir="x", sampler="ance,teacher_max=0.1", candidates=files))
     message = "teacher.trec: no score of query 'q1' with its positive 'd1' \\(1 of 2 positives have none\\)"
     with pytest.raises(DataError, match=message):
-        run_sampler(examples, "nv-retriever,scores=teacher", seed=0, count=1, candidates=files)
+        run_sampler(examples, AnceConfig(output_dir="x", sampler="nv-retriever,scores=teacher", candidates=files))
 
 
 @pytest.mark.parametrize(
@@ -166,4 +170,4 @@ def test_run_files_that_nothing_uses_or_that_hide_a_source_are_refused(
     sampler: str, candidates: dict[str, str], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        run_sampler(named([[0]], 3), sampler, seed=0, count=1, candidates=candidates, start="random")
+        AnceConfig(output_dir="x", sampler=sampler, candidates=candidates)

@@ -28,8 +28,8 @@ SETTINGS: dict[str, Any] = {
     "encode_tokens": 96,
 }
 # The sampler whose state is the largest: earlier lists, weights, the mean passage.
-ROLLING = {"refresh": "rolling", "max_staleness": 8, "rolling_hot": 6, "rerank": 30} | {
-    "sampler": "ance-tele,sources=index+look-ahead+momentum+random+bm25,scores=centred,weighting=softmax"
+ROLLING = {"refresh": "rolling", "max_staleness": 8, "rolling_hot": 6, "rerank": 20} | {
+    "sampler": "ance-tele,per_source=8,scores=centred,weighting=softmax"
 }
 # After each of them come at least two refreshes (of steps 4, 8, 12, 16 and 20).
 KILLS = {

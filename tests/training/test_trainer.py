@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from training_runs import SETTINGS, entries, make_trainer
 
 from ance_fast import Encoder, Index, TokenStore, load_dataset
-from ance_fast.data import Qrels
+from ance_fast.data import Qrels, write_run
 from ance_fast.errors import ArtifactError, ConfigError, DataError
 from ance_fast.training import AnceConfig, AnceTrainer
 from ance_fast.training.generations import Generation
@@ -65,6 +65,89 @@ def test_every_sampler_trains_and_its_tables_say_where_they_come_from(
     shares = table.filtered_shares()
     assert shares == {name: refresh[name] for name in shares}
     assert ("filtered_percentage" in shares) == sampler.startswith("nv-retriever")
+
+
+@pytest.mark.parametrize("refresh", ["sync", "rolling"])
+def test_a_run_file_is_a_source_of_every_refresh_and_of_the_start_and_belongs_to_the_run(
+    tiny_bert: Path, wiki: Path, tmp_path: Path, refresh: str
+) -> None:
+    data = load_dataset(str(wiki), split="train")
+    documents, random = [document.id for document in data.corpus], np.random.default_rng(0)
+    run = {
+        query: dict(zip(random.permutation(documents)[:5], [5.0, 4, 3, 2, 1], strict=True)) for query in data.queries
+    }
+    write_run(tmp_path / "bm25.trec", run)
+    settings: dict[str, Any] = {
+        "sampler": "ance,sources=index+bm25",
+        "candidates": {"bm25": str(tmp_path / "bm25.trec")},
+        "refresh": refresh,
+        "max_steps": 6,
+    }
+    trainer = make_trainer(tiny_bert, wiki, tmp_path / "out", **settings)
+    trainer.train()
+    start, later = (Generation.load(path).table for path in sorted((trainer.folder / "generations").iterdir()))
+    assert (start.source, later.sources) == ("bm25", ("index", "bm25"))
+    examples = trainer.examples
+    mined = np.arange(len(examples)) if later.versions is None else np.flatnonzero(later.versions >= 0)
+    assert later.origins is not None
+    for query in mined:
+        rows = examples.passages.positions(list(run[examples.queries.ids[int(query)]])).tolist()
+        rows = [row for row in rows if row not in examples.positives_of(np.array([query]))[1]]
+        assert start.candidates[query, : len(rows)].tolist() == rows
+        assert set(later.candidates[query][(later.origins[query] & 2).astype(bool)].tolist()) == set(rows)
+    run[next(iter(run))] = {documents[0]: 1.0}
+    write_run(tmp_path / "bm25.trec", run)
+    with pytest.raises(ConfigError, match="cannot resume with other settings or data \\(candidates: "):
+        make_trainer(tiny_bert, wiki, tmp_path / "out", **settings).train(resume=True)
+
+
+def test_chunks_of_a_positives_document_are_never_negatives(tiny_bert: Path, wiki: Path, tmp_path: Path) -> None:
+    documents = [document.id for document in load_dataset(str(wiki), split="train").corpus]
+    lines = [f"{passage}\t{number // 10}\n" for number, passage in enumerate(documents)]
+    (tmp_path / "documents.tsv").write_text("".join(lines), encoding="utf-8")
+    trainer = make_trainer(
+        tiny_bert, wiki, tmp_path / "out", documents=str(tmp_path / "documents.tsv"), start="index", topk=390
+    )
+    table = start_table(trainer.ance, trainer.encoder, trainer.examples, trainer.sampler)
+    for query, row in enumerate(table.candidates.tolist()):
+        of_positives = {positive // 10 for positive in trainer.examples.positives_of(np.array([query]))[1].tolist()}
+        found = {candidate // 10 for candidate in row if candidate >= 0}
+        assert len(found) > 30
+        assert not found & of_positives
+
+
+@pytest.mark.parametrize("refresh", ["sync", "rolling"])
+def test_passages_that_hold_an_answer_are_not_mined(tiny_bert: Path, wiki: Path, tmp_path: Path, refresh: str) -> None:
+    data = load_dataset(str(wiki), split="train")
+    lines = [json.dumps({"query": query, "answers": ["the"]}) + "\n" for query in list(data.queries)[::2]]
+    (tmp_path / "answers.jsonl").write_text("".join(lines), encoding="utf-8")
+    trainer = make_trainer(
+        tiny_bert,
+        wiki,
+        tmp_path / "out",
+        answers=str(tmp_path / "answers.jsonl"),
+        refresh=refresh,
+        first_refresh=1,
+        max_steps=2,
+        topk=300,
+    )
+    trainer.train()
+    assert trainer.table is not None
+    versions = trainer.table.versions
+    mined = np.arange(len(trainer.examples)) if versions is None else np.flatnonzero(versions >= 0)
+    asked, texts = set(list(data.queries)[::2]), trainer.examples.passages
+    held = {
+        query: [
+            " the " in f" {texts.document(row).full_text.lower()} "
+            for row in trainer.table.candidates[query]
+            if row >= 0
+        ]
+        for query in mined.tolist()
+    }
+    for query, answers in held.items():
+        if trainer.examples.queries.ids[query] in asked:
+            assert not any(answers)
+    assert any(any(answers) for answers in held.values()), "others may have them"
 
 
 def test_training_lowers_the_loss_and_raises_the_metric(tiny_bert: Path, wiki: Path, tmp_path: Path) -> None:

@@ -92,6 +92,17 @@ def train(
             "scores of a teacher. Repeatable.",
         ),
     ] = None,
+    answers: Annotated[
+        str | None,
+        typer.Option(help='JSON Lines, {"query": ID, "answers": [...]}: what holds an answer is no negative.'),
+    ] = None,
+    documents: Annotated[
+        str | None,
+        typer.Option(help="Lines PASSAGE<tab>DOCUMENT: no negatives from a positive's own document."),
+    ] = None,
+    document_separator: Annotated[
+        str | None, typer.Option(help='Or what ends the document in an id, "#" in "doc7#0".')
+    ] = None,
     max_query_length: Annotated[int | None, typer.Option(help="Tokens.")] = None,
     max_document_length: Annotated[int | None, typer.Option(help="Tokens.")] = None,
     index_factory: Annotated[str, typer.Option(help="FAISS index_factory string for mining.")] = "Flat",
@@ -113,7 +124,9 @@ def train(
     """
     refuse_missing_data(data)
     refuse_missing_model(model)
-    refuse_missing_files(*([judged] if judged else []), *(_named_file(text)[1] for text in candidates or []))
+    refuse_missing_files(
+        *(_named_file(text)[1] for text in candidates or []), *(file for file in (judged, answers, documents) if file)
+    )
     from ance_fast.data import load_dataset, read_qrels, write_run
     from ance_fast.models import Encoder
     from ance_fast.training import AnceConfig, AnceTrainer
@@ -147,6 +160,9 @@ def train(
         negatives_per_query=negatives,
         sampler=sampler,
         candidates=dict(_named_file(text) for text in candidates or []),
+        answers=answers,
+        documents=documents,
+        document_separator=document_separator,
         max_query_length=max_query_length,
         max_document_length=max_document_length,
         index_factory=index_factory,

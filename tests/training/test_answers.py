@@ -1,0 +1,96 @@
+"""Passages that hold an answer."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sampler_cases import examples_of
+
+from ance_fast.errors import DataError
+from ance_fast.training.answers import AnswerMatch, read_answers
+from ance_fast.training.examples import Examples
+
+
+def store(*texts: str) -> Any:
+    """Stands for a token store where only texts matter."""
+    return SimpleNamespace(document=lambda row: SimpleNamespace(full_text=texts[row]))
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "holds"),
+    [
+        ("Paris", "The capital is PARIS.", True),
+        ("Paris", "The Parisian capital.", False),
+        ("new york", "New\n  York, New Jersey", True),
+        ("york new", "New York, New Jersey", False),
+        ("Zürich", "Zu\u0308rich lies on a lake", True),
+        ("3.5", "about 3.5 metres", True),
+        ("3.5", "about 3 5 metres", False),
+        ("U.S.", "in the U.S. Army", True),
+    ],
+)
+def test_an_answer_is_held_where_its_words_come_in_a_row(answer: str, text: str, holds: bool) -> None:
+    match = AnswerMatch(store(text), {0: ["no such word", answer]})
+    assert match(np.array([0]), np.array([0])).tolist() == [holds]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.data())
+def test_pairs_are_answered_in_their_order_whatever_it_is(data: st.DataObject) -> None:
+    words = st.lists(st.sampled_from("abc"), min_size=1, max_size=4)
+    texts = data.draw(st.lists(words, min_size=1, max_size=5))
+    answers = data.draw(st.dictionaries(st.integers(0, 3), st.lists(words, min_size=1, max_size=2), max_size=3))
+    pairs = data.draw(st.lists(st.tuples(st.integers(0, 3), st.integers(0, len(texts) - 1)), max_size=12))
+    match = AnswerMatch(
+        store(*map(" ".join, texts)), {q: [" ".join(one) for one in some] for q, some in answers.items()}
+    )
+    queries, rows = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    expected = [
+        any(text[i : i + len(one)] == one for one in answers.get(query, []) for i in range(len(text)))
+        for query, text in ((query, texts[row]) for query, row in pairs)
+    ]
+    assert match(queries, rows).tolist() == expected
+
+
+def named() -> Examples:
+    return replace(
+        examples_of([[0], [1]], 3), queries=SimpleNamespace(ids=["q0", "q1"]), passages=store("a b", "c", "d")
+    )
+
+
+def test_a_file_gives_the_answers_of_training_queries(tmp_path: Path) -> None:
+    lines = [
+        {"query": "q1", "answers": ["B", "d"]},
+        {"query": "another", "answers": ["a"]},
+        {"query": "q0", "answers": []},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    match = read_answers(str(tmp_path / "a.jsonl"), named())
+    assert match(np.array([1, 1, 1, 0]), np.array([0, 1, 2, 0])).tolist() == [True, False, True, False]
+    assert match.digest() == AnswerMatch(store(), {1: ["b", "d"]}).digest() != AnswerMatch(store(), {1: ["b"]}).digest()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", ":1: no answers to a training query"),
+        ('{"query": "x", "answers": ["a"]}\n', ":1: no answers to a training query"),
+        ('{"query": "q0", "answers": "a"}\n', ':1: expected {"query": id, "answers": [strings]}'),
+        ('{"query": "q0", "answers": ["a"]}\n{"query": "q0", "answers": ["b"]}\n', ":2: query 'q0' again, first at"),
+        ('{"query": "q0", "answers": ["a", " "]}\n', ":1: the answer ' ' holds no word"),
+    ],
+)
+def test_a_file_of_no_use_is_refused_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=re.escape(f"{path}{message}")):
+        read_answers(str(path), named())
