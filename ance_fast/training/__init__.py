@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ance_fast.training.sampler_config import SamplerConfig
     from ance_fast.training.trainer import AnceTrainer
 
-# The report of a run needs none of what a trainer imports, which takes seconds.
+# The stock trainer behind AnceTrainer takes seconds to import, which a refresh worker and a report have no use for.
 _HOMES = {
     "AnceConfig": "config",
     "AnceTrainer": "trainer",

@@ -304,7 +304,8 @@ class AnceTrainer(Trainer):
 
     def _finish(self) -> None:
         self._progress.close()
-        self.refresher.close()  # nothing is to work beside what follows
+        # A worker would share the cores with what follows.
+        self.refresher.close()
         self.seconds["train"] = self._clock.seconds() - self.refresher.seconds
         self.encoder.eval()
         snapshot = take_snapshot(

@@ -127,8 +127,9 @@ def train(
     """
     refuse_missing_data(data)
     refuse_missing_model(model)
-    named = [_named_file(text)[1] for text in candidates or []]
-    refuse_missing_files(*named, *(path for path in (judged, answers, documents) if path is not None))
+    refuse_missing_files(
+        *(_named_file(text)[1] for text in candidates or []), *(file for file in (judged, answers, documents) if file)
+    )
     from ance_fast.data import load_dataset, read_qrels, write_run
     from ance_fast.models import Encoder
     from ance_fast.training import AnceConfig, AnceTrainer
