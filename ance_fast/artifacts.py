@@ -139,14 +139,15 @@ def _sweep_staging(target: Path) -> None:
                     shutil.rmtree(leftover, ignore_errors=True)
 
 
-def sweep(folder: Path) -> None:
+def sweep(folder: Path, of: str | None = None) -> None:
     """Put away what killed processes left directly in `folder`, to which no other process is about to write.
 
+    of: only what they left of the artifact or file of that name.
     Artifacts that were being replaced are recovered; what was being built is removed, unless its builder still lives.
     """
     for path in folder.glob(".*"):
         left = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.(tmp|old)", path.name)
-        if left is None:
+        if left is None or (of is not None and left[1] != of):
             continue
         if left[2] == "old":
             recover(folder / left[1])

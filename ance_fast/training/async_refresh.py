@@ -19,25 +19,28 @@ import numpy as np
 import torch
 
 from ance_fast.crash_points import crash_point
+from ance_fast.errors import ConfigError
 from ance_fast.training.config import AnceConfig
 from ance_fast.training.generations import Generation, drop_from, newest_before
-from ance_fast.training.negative_table import UNENCODED
 from ance_fast.training.negatives import NegativeTable
 from ance_fast.training.refresher import RunParts
+from ance_fast.training.run_folder import newest_told
 from ance_fast.training.start import start_table
 from ance_fast.training.worker_link import WorkerLink
 
 logger = logging.getLogger(__name__)
 
-# How long a wait goes on before it is looked whether a Ctrl-C has come.
-TICK_SECONDS = 1.0
+# A wait is spoken of so often, and looks so often whether it is time.
 SAY_SECONDS = 30.0
+TICK_SECONDS = 1.0
 
 
 class AsyncRefresh:
     """Where several processes train, the first has the worker and decides; it sends the others what it takes up."""
 
     def __init__(self, parts: RunParts) -> None:
+        if not hasattr(os, "memfd_create"):
+            raise ConfigError("refresh='async' needs Linux: its weights travel in memory that only Linux can share so")
         self.generation: Generation | None = None
         self.seconds = 0.0
         self._parts = parts
@@ -45,12 +48,14 @@ class AsyncRefresh:
         self._link: WorkerLink | None = None
         self._asked_for = 0  # steps of the schedule that have been handed over, or are due
         self._due = False
+        self._untold = False  # a generation was resumed with that no line of the log is about
         self._threads_before: int | None = None
         self._reported = _Clock(0.0, 0.0, time.monotonic())
 
     def before_step(self, step: int) -> dict[str, float] | None:
         """Take up what the worker has made, hand over what is due, and wait if the negatives would be too old."""
-        parts = self._parts
+        parts, untold = self._parts, self._untold
+        self._untold = False
         if self.generation is None:
             table = start_table(parts.config, parts.encoder, parts.examples, parts.sampler, parts.ranks)
             begun = Generation(parts.encoder.fingerprint(), table)
@@ -67,6 +72,9 @@ class AsyncRefresh:
         if generation is not None and not parts.ranks.leads:
             self._take_up(generation)
         self.seconds += time.monotonic() - started
+        if untold and report is None:
+            assert self.generation is not None
+            report = self._told(self.generation, step)
         return report
 
     def table_for(self, queries: np.ndarray, step: int) -> NegativeTable:
@@ -77,7 +85,7 @@ class AsyncRefresh:
     def ages(self, passages: np.ndarray, step: int) -> np.ndarray:
         """The same for all: steps since the weights that made the generation."""
         assert self.generation is not None
-        if self.generation.table.source in UNENCODED:
+        if not self.generation.table.ages:
             return np.zeros(0, dtype=np.int64)
         return np.full(passages.shape, step - self.generation.step, dtype=np.int64)
 
@@ -85,7 +93,7 @@ class AsyncRefresh:
         """The seconds that training waited for all of this, and the share of the time that the worker was busy."""
         if self._link is None:
             return {}
-        now = _Clock(self.seconds, self._link.busy_until_now(), time.monotonic())
+        now = _Clock(self.seconds, self._link.busy_seconds, time.monotonic())
         before, self._reported = self._reported, now
         elapsed = max(now.time - before.time, 1e-9)
         return {"seconds_waited": now.waited - before.waited, "worker_busy": (now.busy - before.busy) / elapsed}
@@ -97,6 +105,8 @@ class AsyncRefresh:
         """Take up the newest generation whose weights the run still has; those of weights it has lost are removed."""
         self.generation = self._parts.ranks.first(lambda: self._newest(step))
         self._asked_for = bisect_right(self._parts.steps, self.generation.step)
+        # Its line may have been written after the checkpoint, and so be lost, or never.
+        self._untold = self.generation.number > newest_told(self._parts.folder / "metrics.jsonl")
 
     def close(self) -> None:
         """End the worker."""
@@ -114,7 +124,7 @@ class AsyncRefresh:
         if self._due and link.asked is None:
             self._hand_over(link, step)
         if self._too_old(link, step):
-            report = self._wait(link, step)
+            report = self._wait(link, step) or report
         return report
 
     def _newest(self, step: int) -> Generation:
@@ -129,7 +139,7 @@ class AsyncRefresh:
     def _too_old(self, link: WorkerLink, step: int) -> bool:
         """Whether `step` may not draw from the generation in use."""
         assert self.generation is not None
-        if self.generation.table.source not in UNENCODED:
+        if self.generation.table.ages:
             return step - self.generation.step > self._bound
         # These do not age. What replaces them does while it is made, and is to be used for a step at least.
         return link.asked is not None and step - link.asked >= self._bound
@@ -143,17 +153,17 @@ class AsyncRefresh:
         self._asked_for = passed
         if link.asked is not None:
             return due or step - link.asked > self._bound / 2
-        ages = self.generation.table.source not in UNENCODED
+        ages = self.generation.table.ages
         return due or (ages and step - self.generation.step > self._bound / 2)
 
     def _start(self) -> WorkerLink:
+        self._reported = _Clock(self.seconds, 0.0, time.monotonic())
         device, threads = worker_place(self._parts.config, self._parts.encoder.device)
         if self._parts.encoder.device.type == "cpu" and device == "cpu":
             # Two pools of threads on the same cores would wait for each other at every barrier.
             self._threads_before = torch.get_num_threads()
             torch.set_num_threads(max(1, self._threads_before - threads))
         self._link = WorkerLink(self._parts, device=device, threads=threads)
-        self._reported = _Clock(self.seconds, 0.0, time.monotonic())
         return self._link
 
     def _hand_over(self, link: WorkerLink, step: int) -> None:
@@ -170,11 +180,12 @@ class AsyncRefresh:
             return None
         generation = Generation.load(made.path, mapped=True)
         self._take_up(generation)
-        # The worker keeps the best encoder; the run goes on from there at its end.
-        self._parts.dev.resume()
+        self._parts.dev.resume()  # the worker keeps the best encoder
+        return {"seconds_worker": made.ended - made.started, **self._told(generation, step)}
+
+    def _told(self, generation: Generation, step: int) -> dict[str, float]:
         return {
             "generation": float(generation.number),
-            "seconds_worker": made.seconds,
             "steps_behind": float(step - generation.step),
             **generation.metrics,
         }

@@ -19,7 +19,14 @@ from ance_fast.training.counter_hash import counter_hash
 from ance_fast.training.documents import documents_by_file, documents_by_id
 from ance_fast.training.examples import Examples
 from ance_fast.training.given_candidates import ScoredPairs, bm25_table, pairs_of, read_pairs
-from ance_fast.training.negatives import NegativeSampler, NegativeTable, choose_positives, given_table, random_table
+from ance_fast.training.negatives import (
+    NegativeSampler,
+    NegativeTable,
+    choose_positives,
+    given_table,
+    mined_table,
+    random_table,
+)
 from ance_fast.training.refresh import Snapshot
 from ance_fast.training.sampler_config import REFRESHED, TEACHER, SamplerConfig
 from ance_fast.training.view import View, snapshot_view
@@ -88,7 +95,7 @@ def view_candidates(
         scores, positive_scores = teacher, sampler.teacher.of(np.repeat(queries, np.diff(positives[0])), positives[1])
     else:
         view.freshen(positives[1])
-        own = united.sources == ("index",)
+        own = view.exact and united.sources == ("index",)
         products = united.scores if own else view.inner_products(united.candidates)
         scores, positive_scores = view.on_scale(config.scores, united.candidates, products, positives)
     return sampler.select(
@@ -132,7 +139,11 @@ def run_sampler(
         documents = documents_by_id(settings.document_separator, examples.passages)
     pairs = {name: read_pairs(path, examples) for name, path in files.items()}
     listed = {*config.sources, settings.start}
-    tables = {name: given.best(examples, topk, name) for name, given in pairs.items() if name in listed}
+    most = int(np.diff(examples.positive_offsets).max(initial=0))
+    tables = {}
+    for name in listed & pairs.keys():
+        best = pairs[name].best(examples, topk + most, name)
+        tables[name] = mined_table(examples, best.candidates, best.scores, name, 0, 0).top(topk)
     for source in config.sources:
         if source not in (*REFRESHED, *tables):
             tables[source] = bm25_table(examples, topk) if source == "bm25" else _of_data_set(examples)

@@ -169,11 +169,13 @@ class AnceConfig:
         return self.schedule(steps_per_epoch).steps(self.max_steps, first)[: self.max_refreshes]
 
     def save_steps(self, steps_per_epoch: int) -> int:
-        """Optimizer steps between checkpoints: by default the refresh interval, or a quarter of the run without one."""
+        """Optimizer steps between checkpoints: by default the refresh interval. A quarter of the run where there is
+        none, or where it only says when a worker may be asked again ("async")."""
         if self.save_every is not None:
             return steps_of(self.save_every, steps_per_epoch, "save_every")
         ranges = self.schedule(steps_per_epoch).ranges
-        return ranges[0][2] if self.refresh != "none" and len(ranges) == 1 else max(1, self.max_steps // 4)
+        stops = self.refresh in ("sync", "rolling") and len(ranges) == 1
+        return ranges[0][2] if stops else max(1, self.max_steps // 4)
 
     def settings(self) -> dict[str, Any]:
         """What decides the result of a run: everything but where it is written and how it reports."""

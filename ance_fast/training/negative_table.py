@@ -13,6 +13,8 @@ from ance_fast.artifacts import open_artifact, staged_artifact
 from ance_fast.training.examples import Examples
 
 KIND = "negatives"
+# Sources that the run's own encoder makes.
+ENCODED = ("index", "look-ahead", "momentum")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ class NegativeTable:
     sources: tuple[str, ...] = ()
     filtered: dict[str, int] = field(default_factory=dict)
     versions: np.ndarray | None = None
+
+    @property
+    def ages(self) -> bool:
+        """Whether vectors of this run chose any of the candidates: what others chose does not get older."""
+        return any(source in ENCODED for source in self.sources or (self.source,))
 
     def top(self, k: int) -> NegativeTable:
         """The first `k` candidates of each query."""
@@ -127,10 +134,6 @@ def filtered_shares(filtered: Mapping[str, int]) -> dict[str, float]:
     total = filtered.get("candidates", 0)
     reasons = {name: count for name, count in filtered.items() if name != "candidates" and count}
     return {f"filtered_{name}": count / total for name, count in reasons.items()} if total else {}
-
-
-# Sources that no encoder has chosen: what they hold does not age.
-UNENCODED = ("random", "bm25", "dataset")
 
 
 def random_table(examples: Examples) -> NegativeTable:

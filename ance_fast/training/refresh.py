@@ -20,7 +20,7 @@ from ance_fast.index import Index
 from ance_fast.models.encoder import Encoder
 from ance_fast.progress import progress_bar
 from ance_fast.training.examples import Examples
-from ance_fast.training.negatives import NegativeTable, mined_table
+from ance_fast.training.negatives import NegativeTable
 from ance_fast.training.ranks import ALONE, Ranks
 
 
@@ -93,12 +93,6 @@ def _encoded(encoder: Encoder, store: TokenStore, what: str, batch_tokens: int |
 
     ranks.fill(matrix, encode)
     return matrix
-
-
-def mine(snapshot: Snapshot, examples: Examples, *, topk: int, generation: int, step: int) -> NegativeTable:
-    """The top `topk` passages of every training query that are not its positives."""
-    rows, scores = snapshot.nearest(snapshot.queries, topk, (examples.positive_offsets, examples.positive_rows))
-    return mined_table(examples, rows, scores, "index", generation, step)
 
 
 def hardness(snapshot: Snapshot, examples: Examples, table: NegativeTable, *, sample: int = 20) -> dict[str, float]:

@@ -1,8 +1,8 @@
-"""The process that makes generations while a run trains: `python -m ance_fast.training.refresh_worker FD`.
+"""The process that makes generations while a run trains; `worker_link.py` starts it.
 
-FD is its end of a connection to the run (`worker_link.py`), which sends a `Job`, and then a `Request` whenever it has
-put new weights into the shared memory. The answer is a `Made` once the generation is published, or a `Failed`. The
-process ends when the run closes the connection or is gone.
+It finds its `Job` in a file and then gets a `Request` over a connection whenever the run has put new weights into the
+shared memory. The answer is a `Made` once the generation is published, or a `Failed`. The process ends when the run
+closes the connection or is gone.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -22,7 +23,7 @@ from pathlib import Path
 import torch
 
 from ance_fast.crash_points import arm, crash_point
-from ance_fast.errors import ConfigError, DataError, MissingDependencyError
+from ance_fast.errors import ArtifactError, ConfigError, DataError, MissingDependencyError
 from ance_fast.models.encoder import Encoder
 from ance_fast.training.generations import Generation
 from ance_fast.training.new_generation import new_generation
@@ -31,45 +32,58 @@ from ance_fast.training.shared_weights import SharedWeights
 from ance_fast.training.worker_messages import Failed, Job, Made, Request
 
 
-def main() -> None:
-    connection = Connection(int(sys.argv[1]))
+def main(job: Path, connection: int, weights: int, run: int, crash_at: str | None) -> None:
+    """Work until the run ends. connection, weights: file descriptors; run: its process id; crash_at: where to die."""
     # A Ctrl-C reaches the whole process group. The run decides what becomes of it, and of this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _end_with(run)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    arm(crash_at)
+    answers = Connection(connection)
+    started = False
     try:
-        job: Job = connection.recv()
-        _end_with(job.parent)
-        _serve(connection, job)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
+        worker = Worker(pickle.loads(job.read_bytes()), weights)
+        started = True
+        while True:
+            try:
+                request: Request = answers.recv()
+            except (EOFError, ConnectionResetError):
+                return  # the run is over
+            answers.send(worker.make(request))
+    except BrokenPipeError:
         return
     except Exception as error:
         traceback.print_exc()
-        lasting = isinstance(error, ConfigError | DataError | MissingDependencyError)
-        connection.send(Failed(f"{type(error).__name__}: {error}", lasting))
+        # What cannot even be begun, and what lies in data or settings, would come again.
+        lasting = not started or isinstance(error, ConfigError | DataError | ArtifactError | MissingDependencyError)
+        answers.send(Failed(f"{type(error).__name__}: {error}", lasting))
         sys.exit(1)
 
 
-def _serve(connection: Connection, job: Job) -> None:
-    arm(job.crash_at)
-    torch.set_num_threads(job.threads)
-    encoder = Encoder.load(str(job.encoder), device=job.device, dtype=job.dtype, attention=job.attention)
-    parts = RunParts(encoder=encoder, **job.parts)
-    weights = SharedWeights(*job.weights)
-    newest: tuple[Path, Generation] | None = None
-    while True:
-        request: Request = connection.recv()
-        started = time.monotonic()
-        weights.read(encoder)
-        if newest is None or newest[0] != request.previous:
-            newest = (request.previous, Generation.load(request.previous))
-        made = new_generation(parts, newest[1], request.step)
+class Worker:
+    """Makes generations by the weights it finds in the shared memory behind the descriptor `weights`."""
+
+    def __init__(self, job: Job, weights: int) -> None:
+        torch.set_num_threads(job.threads)
+        encoder = Encoder.load(str(job.encoder), device=job.device, dtype=job.dtype, attention=job.attention)
+        self._parts = RunParts(encoder=encoder, **job.parts)
+        self._parts.dev.resume()  # an earlier worker of this run may have found a better one than the job knows
+        self._weights = SharedWeights(weights, job.places)
+        self._newest: tuple[Path, Generation] | None = None
+
+    def make(self, request: Request) -> Made:
+        """Make and publish the generation that is asked for."""
+        started, parts = time.monotonic(), self._parts
+        self._weights.read(parts.encoder)
+        if self._newest is None or self._newest[0] != request.previous:
+            self._newest = (request.previous, Generation.load(request.previous))
+        made = new_generation(parts, self._newest[1], request.step)
         crash_point("worker.before")
         path = made.publish(parts.folder / "generations")
         crash_point("worker.after")
         # Without the index: the next one is built before this would be let go.
-        newest = (path, replace(made, index=None))
-        del made
-        connection.send(Made(request.step, path, time.monotonic() - started))
+        self._newest = (path, replace(made, index=None))
+        return Made(request.step, path, started, time.monotonic())
 
 
 def _end_with(parent: int) -> None:
@@ -83,7 +97,3 @@ def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -88,6 +88,14 @@ def last_refresh(log: Path) -> int:
     return max((entry["step"] for entry in entries if "generation" in entry), default=0)
 
 
+def newest_told(log: Path) -> int:
+    """The number of the newest generation in a metrics log, 0 if there is none."""
+    if not log.exists():
+        return 0
+    entries = map(json.loads, log.read_text(encoding="utf-8").splitlines())
+    return max((int(entry["generation"]) for entry in entries if "generation" in entry), default=0)
+
+
 def data_identity(start: str, examples: Examples, held_out: HeldOut | None, sampler: NegativeSampler) -> dict[str, Any]:
     """What a run learns from: the fingerprint of its first weights, passages, queries, positives, dev queries, and the
     candidates, teacher scores and documents that its sampler was given."""

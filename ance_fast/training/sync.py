@@ -17,7 +17,6 @@ from ance_fast.errors import ConfigError
 from ance_fast.models.encoder import Encoder
 from ance_fast.training.examples import Examples
 from ance_fast.training.generations import Generation, newest_before
-from ance_fast.training.negative_table import UNENCODED
 from ance_fast.training.negatives import NegativeTable
 from ance_fast.training.new_generation import new_generation
 from ance_fast.training.refresher import RunParts
@@ -63,7 +62,7 @@ class SyncRefresh:
     def ages(self, passages: np.ndarray, step: int) -> np.ndarray:
         """The same for all: steps since the generation was made."""
         assert self.generation is not None
-        if self.generation.table.source in UNENCODED:
+        if not self.generation.table.ages:
             return np.zeros(0, dtype=np.int64)
         return np.full(passages.shape, step - self.generation.step, dtype=np.int64)
 
@@ -86,7 +85,7 @@ class SyncRefresh:
         assert self.generation is not None
         parts, config, previous = self._parts, self._parts.config, self.generation
         report: dict[str, float] = {}
-        if config.refresh_overlap is not None and previous.table.source not in UNENCODED:
+        if config.refresh_overlap is not None and previous.table.ages:
             found = parts.ranks.first(
                 lambda: probed_overlap(parts.encoder, parts.examples, previous.table, seed=config.seed)
             )

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ance_fast.index.factory import is_flat
 from ance_fast.training.examples import Examples
 from ance_fast.training.refresh import Snapshot
 
@@ -33,6 +34,7 @@ class View:
     search: (vectors float32 [m, dim], excluded rows of each) -> rows int64 [m, K], scores float32 [m, K]: the nearest
         passages, best first, -1 and -inf past the end.
     centre: makes the mean passage, float32 [dim].
+    exact: whether the scores that `search` finds are inner products of these vectors, not of approximations to them.
     freshen: called with passage rows (int64, any shape, -1 for none) before their vectors are read.
     """
 
@@ -42,6 +44,7 @@ class View:
     search: Callable[[Tensor, Csr], tuple[np.ndarray, np.ndarray]]
     centre: Callable[[], Tensor]
     freshen: Callable[[np.ndarray], None] = lambda rows: None
+    exact: bool = True
 
     def rows(self, rows: np.ndarray) -> Tensor:
         """The vectors of these passages; of row 0 where there is none."""
@@ -103,7 +106,8 @@ def snapshot_view(snapshot: Snapshot, examples: Examples, *, topk: int, queries:
 
     vectors = snapshot.queries if queries is None else snapshot.queries[queries]
     asked = np.arange(len(examples)) if queries is None else queries
-    return View(asked, torch.from_numpy(vectors), torch.from_numpy(snapshot.passages), search, centre)
+    exact = is_flat(snapshot.index.factory)
+    return View(asked, torch.from_numpy(vectors), torch.from_numpy(snapshot.passages), search, centre, exact=exact)
 
 
 def _lengths(vectors: Tensor) -> Tensor:

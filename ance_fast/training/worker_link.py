@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import pickle
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
 import uuid
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 # Deaths in a row, with nothing made between them, that end the run.
 MOST_DEATHS = 3
+JOB = "job.pickle"
 # Of a distributed job, whose members the worker is not.
 JOB_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -39,27 +40,31 @@ class WorkerLink:
 
     Attributes:
         asked: the step whose weights it works with, None while it has nothing to do.
-        busy_seconds: how long it has worked so far.
+        busy_seconds: how long it took for all that it has made so far.
     """
 
     def __init__(self, parts: RunParts, *, device: str, threads: int) -> None:
         self.asked: int | None = None
         self.busy_seconds = 0.0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
         self._parts = parts
         self._device = device
         self._threads = threads
         self._log = parts.folder / "worker.log"
+        self._deaths = 0
         self._weights = SharedWeights.for_module(parts.encoder)
         # By its name, what a killed run leaves of it is swept when the run is resumed.
-        self._encoder = parts.folder / f".worker-encoder.{uuid.uuid4().hex[:8]}.tmp"
-        self._encoder.mkdir(parents=True)
-        parts.encoder.write(self._encoder)
-        self._deaths = 0
-        self._since = 0.0
-        self._log.unlink(missing_ok=True)
-        # Tests let a worker die at a crash point of its own; the one that takes its place is to live.
-        at = os.environ.get(VARIABLE, "")
-        self._start(at if at.startswith("worker.") else None)
+        self._files = parts.folder / f".worker.{uuid.uuid4().hex[:8]}.tmp"
+        try:
+            self._log.unlink(missing_ok=True)
+            self._write_job()
+            # Tests let a worker die at a crash point of its own; the one that takes its place is to live.
+            at = os.environ.get(VARIABLE, "")
+            self._start(at if at.startswith("worker.") else None)
+        except BaseException:
+            self.close()
+            raise
 
     def hand_over(self, step: int, previous: Path) -> None:
         """Copy the weights as they are before optimizer step `step`; ask for the generation after that in `previous`.
@@ -68,7 +73,8 @@ class WorkerLink:
         """
         assert self.asked is None
         self._weights.write(self._parts.encoder)
-        self.asked, self._since = step, time.monotonic()
+        self.asked = step
+        assert self._connection is not None
         try:
             self._connection.send(Request(step, previous))
         except OSError:
@@ -80,6 +86,7 @@ class WorkerLink:
 
         Raises `WorkerError` when the worker fails for good, or dies for the third time in a row.
         """
+        assert self._connection is not None
         try:
             message = self._connection.recv() if self._connection.poll(timeout) else None
         except (EOFError, OSError):
@@ -91,30 +98,26 @@ class WorkerLink:
             self._restart(f"failed: {message.message}")
             return None
         if message is not None:
-            self._deaths = 0
-            self._idle()
+            self._deaths, self.asked = 0, None
+            self.busy_seconds += message.ended - message.started
         return message
 
     def close(self) -> None:
         """End the worker, whatever it is doing, and remove what it leaves."""
-        self._process.kill()
-        self._process.wait()
-        self._connection.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        if self._connection is not None:
+            self._connection.close()
         self._weights.close()
-        shutil.rmtree(self._encoder, ignore_errors=True)
-        sweep(self._parts.folder / "generations")
-
-    def busy_until_now(self) -> float:
-        """`busy_seconds` with what it is doing at present."""
-        return self.busy_seconds + (time.monotonic() - self._since if self.asked is not None else 0.0)
-
-    def _idle(self) -> None:
-        self.busy_seconds = self.busy_until_now()
-        self.asked = None
+        shutil.rmtree(self._files, ignore_errors=True)
+        self._tidy()
 
     def _restart(self, how: str) -> None:
+        assert self._process is not None
+        assert self._connection is not None
         self._deaths += 1
-        self._idle()
+        self.asked = None
         self._connection.close()
         try:  # the connection closes a moment before the process is gone
             status = self._process.wait(timeout=5)
@@ -126,16 +129,46 @@ class WorkerLink:
         if self._deaths >= MOST_DEATHS:
             raise WorkerError(f"{message}. That was {self._deaths} times in a row: the run ends; resume it when mended")
         logger.warning("%s. Starting it again with the last whole generation", message)
-        sweep(self._parts.folder / "generations")
+        self._tidy()
         self._start(None)
+
+    def _tidy(self) -> None:
+        """What the worker was writing is put away; the best encoder is the one that it finished last."""
+        sweep(self._parts.folder / "generations")
+        sweep(self._parts.folder, of="best")
+        self._parts.dev.resume()
+
+    def _write_job(self) -> None:
+        # A file, because it may be far larger than what a connection takes before its other end reads.
+        self._files.mkdir(parents=True)
+        self._parts.encoder.write(self._files)
+        parts: dict[str, Any] = {f.name: getattr(self._parts, f.name) for f in dataclasses.fields(self._parts)}
+        del parts["encoder"]
+        backbone = self._parts.encoder.backbone
+        job = Job(
+            parts={**parts, "ranks": ALONE},
+            encoder=self._files.absolute(),
+            attention=backbone.mode,
+            dtype=str(backbone.dtype).removeprefix("torch."),
+            device=self._device,
+            threads=self._threads,
+            places=self._weights.places,
+        )
+        (self._files / JOB).write_bytes(pickle.dumps(job, protocol=5))
 
     def _start(self, crash_at: str | None) -> None:
         ours, theirs = socket.socketpair()
         environment = {k: v for k, v in os.environ.items() if k not in (*JOB_VARIABLES, VARIABLE)}
         environment |= {"OMP_NUM_THREADS": str(self._threads), "TOKENIZERS_PARALLELISM": "false"}
         with theirs, open(self._log, "ab") as log:
+            given = (
+                (self._files / JOB).absolute(), theirs.fileno(), self._weights.descriptor, os.getpid(), crash_at
+            )  # fmt: skip
+            # The same modules are to be found as here, wherever the run was started.
+            program = f"import sys; sys.path[:] = {sys.path!r}; from pathlib import PosixPath; "
+            program += f"from ance_fast.training.refresh_worker import main; main(*{given!r})"
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "ance_fast.training.refresh_worker", str(theirs.fileno())],
+                [sys.executable, "-c", program],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -143,24 +176,6 @@ class WorkerLink:
                 pass_fds=(theirs.fileno(), self._weights.descriptor),
             )
         self._connection = Connection(ours.detach())
-        parts: dict[str, Any] = {f.name: getattr(self._parts, f.name) for f in dataclasses.fields(self._parts)}
-        del parts["encoder"]
-        backbone = self._parts.encoder.backbone
-        job = Job(
-            parts={**parts, "ranks": ALONE},
-            encoder=self._encoder.absolute(),
-            attention=backbone.mode,
-            dtype=str(backbone.dtype).removeprefix("torch."),
-            device=self._device,
-            threads=self._threads,
-            weights=(self._weights.descriptor, self._weights.places),
-            parent=os.getpid(),
-            crash_at=crash_at,
-        )
-        try:
-            self._connection.send(job)
-        except OSError:
-            return  # it has died already, which `poll` finds
 
 
 def _last_line(log: Path) -> str:

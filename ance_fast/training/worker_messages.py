@@ -11,8 +11,8 @@ from typing import Any
 class Job:
     """All that a worker needs for its life.
 
-    parts: of the run, `encoder` left out. encoder: folder to load one of its architecture from. weights: descriptor and
-    places of the shared memory. parent: process id of the run. crash_at: a crash point to die at.
+    parts: of the run, `encoder` left out. The encoder's architecture is that of the one in the folder `encoder`, its
+    weights come through the shared memory at these `places`.
     """
 
     parts: dict[str, Any]
@@ -21,9 +21,7 @@ class Job:
     dtype: str
     device: str
     threads: int
-    weights: tuple[int, dict[str, Any]]
-    parent: int
-    crash_at: str | None = None
+    places: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -36,11 +34,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Made:
-    """The generation of `step` is whole in the folder `path`; it took `seconds`."""
+    """The generation of `step` is whole in the folder `path`; it was made from `started` to `ended` (seconds of
+    `time.monotonic`, which all processes of a host share)."""
 
     step: int
     path: Path
-    seconds: float
+    started: float
+    ended: float
 
 
 @dataclass(frozen=True)

@@ -15,21 +15,21 @@ from benchmarks.refresh.settings import PEER
 
 Result = dict[str, Any]
 Curve = list[tuple[float, float]]
-"""(seconds, metric), by time; the first point is the untrained encoder at 0 s."""
+"""(seconds, metric), by time; the first point is the untrained encoder when the first step ends."""
 
-# Part of the best that sync reaches.
+# Of the way from the untrained encoder to the best that sync reaches.
 SHARES = (0.9, 0.95, 0.98)
 QUALITY = ("none", "once", "sync")
 
 
 def curve(result: Result, start: float, metric: str = METRICS[0]) -> Curve:
-    return [(0.0, start), *((point["seconds"], point[metric]) for point in result["curve"])]
+    return [(result["seconds"][0], start), *((point["seconds"], point[metric]) for point in result["curve"])]
 
 
 def time_to(points: Curve, target: float) -> float | None:
-    """When the straight lines between the points first reach `target`; None if they never do."""
+    """When the straight lines between the points first reach `target`; None if they never do, or did untrained."""
     if points[0][1] >= target:
-        return points[0][0]
+        return None
     for (before, low), (after, high) in pairwise(points):
         if high >= target:
             return before + (after - before) * (target - low) / (high - low)
@@ -39,7 +39,8 @@ def time_to(points: Curve, target: float) -> float | None:
 def time_to_quality(results: Sequence[Result], start: float) -> list[dict[str, Any]]:
     """A row for each target: seconds of every contestant with every seed, and ratios to the peer's and to sync's.
 
-    The targets of a seed are shares of the best that sync reached, and the best that all reached that refresh at all. A
+    The targets of a seed are shares of the way to the best that sync reached, and the best that all reached that
+    refresh at all. A
     ratio above 1 says that the contestant was faster. Seeds that lack a contestant are left out.
     """
     modes = list(dict.fromkeys(result["mode"] for result in results))
@@ -55,7 +56,9 @@ def time_to_quality(results: Sequence[Result], start: float) -> list[dict[str, A
         }
         rows.append(
             {
-                "target": "the best that all that refresh reached" if share is None else f"{share:.0%} of sync's best",
+                "target": "the best that all that refresh reached"
+                if share is None
+                else f"{share:.0%} of the way to sync's best",
                 "values": targets,
                 "seconds": seconds,
                 "faster": {
@@ -71,7 +74,8 @@ def time_to_quality(results: Sequence[Result], start: float) -> list[dict[str, A
 def _target(curves: dict[str, Curve], share: float | None) -> float:
     if share is None:
         return min(max(value for _, value in points) for mode, points in curves.items() if mode != "none")
-    return share * max(value for _, value in curves["sync"])
+    start = curves["sync"][0][1]
+    return start + share * (max(value for _, value in curves["sync"]) - start)
 
 
 def _ratios(others: dict[int, float | None], mine: dict[int, float | None]) -> dict[str, Any]:
@@ -93,7 +97,7 @@ def throughput(results: Sequence[Result]) -> list[dict[str, Any]]:
             "relative": range_of(base),
             # A worker that takes longer than the run brings none, and costs little.
             "refreshes": range_of([len(result["extra"]["refreshes"]) for result in mine]),
-            "waited": range_of([result["extra"]["seconds_refresh"] / result["seconds"][-1] for result in mine]),
+            "waited": range_of([result["extra"]["seconds_refresh"] / _refreshing(result) for result in mine]),
         }
         busy = [result["extra"]["worker_busy"] for result in mine if "worker_busy" in result["extra"]]
         rows.append(row | ({"worker_busy": range_of(busy)} if busy else {}))
@@ -101,8 +105,14 @@ def throughput(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def rate(result: Result) -> float:
-    begin, seconds = result["settings"]["first_refresh"], result["seconds"]
-    return result["settings"]["batch"] * (len(seconds) - begin) / (seconds[-1] - seconds[begin - 1])
+    steps = len(result["seconds"]) - result["settings"]["first_refresh"]
+    return result["settings"]["batch"] * steps / _refreshing(result)
+
+
+def _refreshing(result: Result) -> float:
+    """Seconds from the first refresh to the last step."""
+    seconds: list[float] = result["seconds"]
+    return seconds[-1] - seconds[result["settings"]["first_refresh"] - 1]
 
 
 def quality(results: Sequence[Result]) -> list[dict[str, Any]]:

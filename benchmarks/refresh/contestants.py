@@ -33,13 +33,18 @@ def train(bench: Bench, plan: Plan) -> Trained:
     trainer = _Untested(encoder, dataset, ance_config(bench.settings, plan, folder), callbacks=[recorder])
     trainer.train()
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    busy = [entry["worker_busy"] for entry in log if "worker_busy" in entry]
+    # Before the first refresh a worker has nothing to do.
+    busy = [
+        (entry["worker_busy"], entry["seconds_interval"])
+        for entry in log
+        if "worker_busy" in entry and entry["step"] > bench.settings.interval
+    ]
     trained = recorder.trained
     trained.extra = {
         "seconds_refresh": trainer.refresher.seconds,
         "negative_age_max": max((entry.get("negative_age_max", 0) for entry in log), default=0),
         "refreshes": [entry for entry in log if "generation" in entry],
-        **({"worker_busy": sum(busy) / len(busy)} if busy else {}),
+        **({"worker_busy": sum(b * s for b, s in busy) / sum(s for _, s in busy)} if busy else {}),
     }
     shutil.rmtree(folder)
     return trained

@@ -71,7 +71,7 @@ def time_section(data: Part) -> list[str]:
 
 def throughput_section(data: Part) -> list[str]:
     lines = [
-        "**Throughput** from the first refresh on, refreshing included; waited: share of the run that training stood "
+        "**Throughput** from the first refresh on, refreshing included; waited: share of that time that training stood "
         "still for negatives.",
         "",
         "| contestant | queries/s | over no refresh | refreshes | waited | worker busy |",

@@ -500,7 +500,8 @@ WHEN_GROWN = ["adopt.before", "adopt.after", "file.before_rename", "file.after_r
 AFTER_A_KILL = ["takeover.before", "takeover.between", "takeover.after"]
 WHEN_THE_TARGET_IS_AWAY = ["recover.before", "recover.after"]
 WHEN_GROWN_UNFINISHED = ["extend.before_rename", "extend.after_rename"]
-OF_TRAINING = ("step.", "generation.", "checkpoint.")  # tests/training/test_recovery.py
+# tests/training/test_recovery.py and test_async.py
+OF_TRAINING = ("step.", "generation.", "checkpoint.", "handover.", "worker.")
 POINTS = [point for point in crash_points.CRASH_POINTS if not point.startswith(OF_TRAINING)]
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mined import mine
 from sampler_cases import examples_of
 
 from ance_fast import Index
@@ -19,7 +20,7 @@ from ance_fast.training.candidate_sources import (
     run_sampler,
 )
 from ance_fast.training.examples import Examples
-from ance_fast.training.refresh import Snapshot, mine
+from ance_fast.training.refresh import Snapshot
 from ance_fast.training.view import snapshot_view
 
 

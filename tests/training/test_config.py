@@ -30,7 +30,10 @@ from ance_fast.training.schedule import steps_of
         ({"encode_tokens": 64, "kept_tokens": 63}, "kept_tokens=63 is below encode_tokens=64"),
         ({"refresh_every": "0-10:5,5-:2"}, "begins within the one before it"),
         ({"rolling_slice": 5}, "rolling_slice=5 is for refresh=rolling, not for 'sync'"),
-        ({"refresh": "none", "max_staleness": 5}, "max_staleness=5 is for refresh=sync or rolling, not for 'none'"),
+        (
+            {"refresh": "none", "max_staleness": 5},
+            "max_staleness=5 is for refresh=sync or rolling or async, not for 'none'",
+        ),
         ({"refresh": "rolling", "max_refreshes": 2}, "max_refreshes=2 is for refresh=sync, not for 'rolling'"),
         ({"refresh": "rolling", "max_staleness": -1}, "max_staleness=-1: must be at least 0"),
         ({"refresh": "rolling", "rolling_slice": 0}, "rolling_slice=0: must be at least 1"),

@@ -38,13 +38,10 @@ KILLS = {
         "in-the-second-epoch": "step.before:15",
         "inside-a-save": "checkpoint.between:4",
         "before-a-generation-is-published": "generation.before:3",
-        "after-a-generation-is-taken-into-use": "generation.swapped:4",
     },
     "rolling": {
         "whole": "",
-        "before-the-first-checkpoint": "step.before:3",
         "as-a-save-begins-in-the-second-epoch": "checkpoint.before:5",
-        "inside-publish": "publish.between:13",
         "after-a-save": "checkpoint.after:3",
         "before-a-published-generation-is-used": "generation.after:4",
     },

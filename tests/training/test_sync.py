@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mined import mine
 from training_runs import entries, make_trainer
 
 from ance_fast.errors import ArtifactError, ConfigError
 from ance_fast.training import AnceTrainer
 from ance_fast.training.generations import Generation, newest_before
 from ance_fast.training.negatives import NegativeTable
-from ance_fast.training.refresh import mine, take_snapshot
+from ance_fast.training.refresh import take_snapshot
 from ance_fast.training.staleness import overlap
 from ance_fast.training.sync import probed_overlap
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mined import mine
 from sampler_cases import examples_of
 
 from ance_fast import Index
@@ -16,7 +17,7 @@ from ance_fast.training import NegativeSampler, NegativeTable, SamplerConfig
 from ance_fast.training.candidate_sources import list_width, refreshed_candidates, view_candidates
 from ance_fast.training.examples import Examples
 from ance_fast.training.given_candidates import ScoredPairs
-from ance_fast.training.refresh import Snapshot, mine
+from ance_fast.training.refresh import Snapshot
 from ance_fast.training.view import snapshot_view
 
 
