@@ -23,13 +23,13 @@ def start_table(
     """
     given = sampler.tables.get(config.start)
     if given is not None:
-        return mined_table(examples, given.candidates, given.scores, config.start, 0, 0)
+        return _without_answers(mined_table(examples, given.candidates, given.scores, config.start, 0, 0), sampler)
     if config.start == "index":
         snapshot = take_snapshot(
             encoder, examples, factory=config.index_factory, batch_tokens=config.batch_tokens, ranks=ranks
         )
         return refreshed_candidates(snapshot, examples, sampler, None, topk=config.topk, generation=0, step=0)
-    return ranks.first(lambda: _without_encoder(config, examples))
+    return ranks.first(lambda: _without_answers(_without_encoder(config, examples), sampler))
 
 
 def _without_encoder(config: AnceConfig, examples: Examples) -> NegativeTable:
@@ -40,3 +40,12 @@ def _without_encoder(config: AnceConfig, examples: Examples) -> NegativeTable:
             raise ConfigError("start='dataset': the data set brings no negatives; choose random, bm25 or index")
         return given_table(examples)
     return bm25_table(examples, config.topk)
+
+
+def _without_answers(table: NegativeTable, sampler: NegativeSampler) -> NegativeTable:
+    """Without passages that answer their query. Other filters of the sampler are for what an encoder retrieves."""
+    if sampler.answers is None or not table.candidates.shape[1]:
+        return table
+    return NegativeSampler(sampler.examples, seed=sampler.seed, count=sampler.count).select(
+        table, answers=sampler.answers
+    )

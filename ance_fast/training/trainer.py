@@ -137,6 +137,10 @@ class AnceTrainer(Trainer):
             ranks=self.ranks,
             judged=_judgements(dataset, dev, judged),
         )
+        if judged is not None and self.examples.judgements is None:
+            logger.warning(
+                "judged: about no passage of this corpus but the positives; no false negative can be counted"
+            )
         self.held_out = HeldOut(dev, encoder) if dev is not None and dev.queries else None
         self.dev = DevMeasure(self.held_out, config.metrics, self.folder)
         self.scale = loss_scale(config.scale, encoder)

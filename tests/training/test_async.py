@@ -242,8 +242,20 @@ def test_generations_of_lost_weights_are_dropped_on_resume(tiny_bert: Path, wiki
     resumed._resume_point()
     left = [int(path.name.split("-")[1]) for path in generations.iterdir()]
     assert max(left) < 6
-    assert resumed.refresher.generation is not None
-    assert resumed.refresher.generation.step == max(left)
+    generation = resumed.refresher.generation
+    assert generation is not None
+    assert generation.step == max(left)
+    told = [entry["generation"] for entry in entries(tmp_path / "run") if "generation" in entry]
+    assert isinstance(resumed.refresher, AsyncRefresh)
+    assert resumed.refresher._untold == (generation.number not in told)
+
+
+def test_a_generation_that_no_line_of_the_log_is_about_is_told_after_a_resume(warm: Warm) -> None:
+    refresher = warm.refresher(first_refresh=50)
+    refresher._untold = True
+    report = refresher.before_step(3)
+    assert report == {"generation": 0.0, "steps_behind": 3.0, **warm.first.metrics}
+    assert refresher.before_step(4) is None
 
 
 def test_training_gives_threads_to_the_worker_and_gets_them_back(warm: Warm, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,7 +166,7 @@ def train(
         topk=topk,
         negatives_per_query=negatives,
         sampler=sampler,
-        candidates=dict(_named_file(text) for text in candidates or []),
+        candidates=_named_files(candidates or []),
         answers=answers,
         documents=documents,
         document_separator=document_separator,
@@ -204,6 +204,15 @@ def _report(result: dict[str, Any], output: Path, json: bool) -> None:
             print_table(list(result[name]), [list(result[name].values())], title=name)
     print(f"Report: {result['report']}")
     print(f"Search it: {program()} search {shlex.quote(str(output))} 'your query'")
+
+
+def _named_files(texts: list[str]) -> dict[str, str]:
+    files: dict[str, str] = {}
+    for name, path in map(_named_file, texts):
+        if name in files:
+            raise ConfigError(f"--candidates: {name} is given twice, as {files[name]} and {path}")
+        files[name] = path
+    return files
 
 
 def _named_file(text: str) -> tuple[str, str]:
