@@ -93,10 +93,11 @@ class AsyncRefresh:
         """The seconds that training waited for all of this, and the share of the time that the worker was busy."""
         if self._link is None:
             return {}
-        now = _Clock(self.seconds, self._link.busy_seconds, time.monotonic())
+        now = _Clock(self.seconds, self._link.busy_seconds(), time.monotonic())
         before, self._reported = self._reported, now
-        elapsed = max(now.time - before.time, 1e-9)
-        return {"seconds_waited": now.waited - before.waited, "worker_busy": (now.busy - before.busy) / elapsed}
+        # What it did between its last word and this one is known only when it speaks again.
+        busy = (now.busy - before.busy) / max(now.time - before.time, 1e-9)
+        return {"seconds_waited": now.waited - before.waited, "worker_busy": min(1.0, max(0.0, busy))}
 
     def save(self, folder: Path, previous: Path | None) -> None:
         """Nothing: generations are published when they are made."""

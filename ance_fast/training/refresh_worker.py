@@ -1,8 +1,8 @@
 """The process that makes generations while a run trains; `worker_link.py` starts it.
 
 It finds its `Job` in a file and then gets a `Request` over a connection whenever the run has put new weights into the
-shared memory. The answer is a `Made` once the generation is published, or a `Failed`. The process ends when the run
-closes the connection or is gone.
+shared memory. The answers are `Began` and, once the generation is published, `Made`, or a `Failed`. The process ends
+when the run closes the connection or is gone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ance_fast.training.generations import Generation
 from ance_fast.training.new_generation import new_generation
 from ance_fast.training.refresher import RunParts
 from ance_fast.training.shared_weights import SharedWeights
-from ance_fast.training.worker_messages import Failed, Job, Made, Request
+from ance_fast.training.worker_messages import Began, Failed, Job, Made, Request
 
 
 def main(job: Path, connection: int, weights: int, run: int, crash_at: str | None) -> None:
@@ -40,22 +40,25 @@ def main(job: Path, connection: int, weights: int, run: int, crash_at: str | Non
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     arm(crash_at)
     answers = Connection(connection)
-    started = False
+    begun = False
     try:
         worker = Worker(pickle.loads(job.read_bytes()), weights)
-        started = True
+        begun = True
         while True:
             try:
                 request: Request = answers.recv()
             except (EOFError, ConnectionResetError):
                 return  # the run is over
-            answers.send(worker.make(request))
+            started = time.monotonic()
+            answers.send(Began(started))
+            path = worker.make(request)
+            answers.send(Made(request.step, path, started, time.monotonic()))
     except BrokenPipeError:
         return
     except Exception as error:
         traceback.print_exc()
         # What cannot even be begun, and what lies in data or settings, would come again.
-        lasting = not started or isinstance(error, ConfigError | DataError | ArtifactError | MissingDependencyError)
+        lasting = not begun or isinstance(error, ConfigError | DataError | ArtifactError | MissingDependencyError)
         answers.send(Failed(f"{type(error).__name__}: {error}", lasting))
         sys.exit(1)
 
@@ -71,9 +74,9 @@ class Worker:
         self._weights = SharedWeights(weights, job.places)
         self._newest: tuple[Path, Generation] | None = None
 
-    def make(self, request: Request) -> Made:
-        """Make and publish the generation that is asked for."""
-        started, parts = time.monotonic(), self._parts
+    def make(self, request: Request) -> Path:
+        """Make the generation that is asked for; returns where it is published."""
+        parts = self._parts
         self._weights.read(parts.encoder)
         if self._newest is None or self._newest[0] != request.previous:
             self._newest = (request.previous, Generation.load(request.previous))
@@ -83,7 +86,7 @@ class Worker:
         crash_point("worker.after")
         # Without the index: the next one is built before this would be let go.
         self._newest = (path, replace(made, index=None))
-        return Made(request.step, path, started, time.monotonic())
+        return path
 
 
 def _end_with(parent: int) -> None:

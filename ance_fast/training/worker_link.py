@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import uuid
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,7 +23,7 @@ from ance_fast.errors import WorkerError
 from ance_fast.training.ranks import ALONE
 from ance_fast.training.refresher import RunParts
 from ance_fast.training.shared_weights import SharedWeights
-from ance_fast.training.worker_messages import Failed, Job, Made, Request
+from ance_fast.training.worker_messages import Began, Failed, Job, Made, Request
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +41,12 @@ class WorkerLink:
 
     Attributes:
         asked: the step whose weights it works with, None while it has nothing to do.
-        busy_seconds: how long it took for all that it has made so far.
     """
 
     def __init__(self, parts: RunParts, *, device: str, threads: int) -> None:
         self.asked: int | None = None
-        self.busy_seconds = 0.0
+        self._busy = 0.0
+        self._began: float | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._parts = parts
@@ -89,6 +90,9 @@ class WorkerLink:
         assert self._connection is not None
         try:
             message = self._connection.recv() if self._connection.poll(timeout) else None
+            if isinstance(message, Began):
+                self._began = message.started
+                message = self._connection.recv() if self._connection.poll(0) else None
         except (EOFError, OSError):
             self._restart("died")
             return None
@@ -98,9 +102,13 @@ class WorkerLink:
             self._restart(f"failed: {message.message}")
             return None
         if message is not None:
-            self._deaths, self.asked = 0, None
-            self.busy_seconds += message.ended - message.started
+            self._deaths, self.asked, self._began = 0, None, None
+            self._busy += message.ended - message.started
         return message
+
+    def busy_seconds(self) -> float:
+        """How long it has worked so far, as far as it has said; starting and waiting do not count."""
+        return self._busy + (time.monotonic() - self._began if self._began is not None else 0.0)
 
     def close(self) -> None:
         """End the worker, whatever it is doing, and remove what it leaves."""
@@ -117,7 +125,7 @@ class WorkerLink:
         assert self._process is not None
         assert self._connection is not None
         self._deaths += 1
-        self.asked = None
+        self.asked = self._began = None
         self._connection.close()
         try:  # the connection closes a moment before the process is gone
             status = self._process.wait(timeout=5)

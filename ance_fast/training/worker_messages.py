@@ -33,6 +33,13 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Began:
+    """A request is being worked on, from `started` on (as in `Made`)."""
+
+    started: float
+
+
+@dataclass(frozen=True)
 class Made:
     """The generation of `step` is whole in the folder `path`; it was made from `started` to `ended` (seconds of
     `time.monotonic`, which all processes of a host share)."""

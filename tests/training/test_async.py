@@ -100,7 +100,7 @@ def test_a_run_trains_while_its_worker_makes_generations_and_keeps_the_bound(
     assert all(entry["steps_behind"] <= 6 and entry["seconds_worker"] > 0 for entry in swaps)
     assert all("eval_nDCG@10" in entry for entry in swaps)
     intervals = [entry for entry in log if "worker_busy" in entry]
-    assert all(0 <= entry["worker_busy"] <= 1.01 and entry["seconds_waited"] >= 0 for entry in intervals)
+    assert all(0 <= entry["worker_busy"] <= 1 and entry["seconds_waited"] >= 0 for entry in intervals)
     assert (tmp_path / "run" / "best").is_dir()
     assert isinstance(trainer.refresher, AsyncRefresh)
     assert trainer.refresher._link is None
@@ -262,7 +262,7 @@ def test_training_gives_threads_to_the_worker_and_gets_them_back(warm: Warm, mon
     made: list[int] = []
 
     class Link:
-        asked, busy_seconds = None, 0.0
+        asked = None
 
         def __init__(self, parts: object, *, device: str, threads: int) -> None:
             made.append(threads)

@@ -136,7 +136,8 @@ def test_a_samplers_tables_and_teacher_come_from_files_and_the_data_set(tmp_path
     files = {"tas-b": path, "teacher": path}
     text = "ance,sources=index+tas-b+dataset,teacher_max=2"
     sampler = run_sampler(examples, AnceConfig(output_dir="x", sampler=text, topk=2, candidates=files))
-    assert sampler.tables["tas-b"].candidates.tolist() == [[0, 1], [-1, -1], [0, -1]]
+    # The two best that are no positives: passage 0, the best of all for the first query, is one.
+    assert sampler.tables["tas-b"].candidates.tolist() == [[1, 2], [-1, -1], [0, -1]]
     assert sampler.tables["dataset"].candidates.tolist() == [[2], [-1], [1]]
     assert set(sampler.tables) == {"tas-b", "dataset"}, "a teacher is no source unless it is named as one"
     assert sampler.teacher is not None
