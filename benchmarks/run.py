@@ -1,8 +1,9 @@
 """One command for every suite of measurements.
 
-    python -m benchmarks.run --suite ops|encode|ring|index|topk|pipeline|scale|refresh --out DIR [options of the suite]
+    python -m benchmarks.run --suite NAME --out DIR [options of the suite]
 
-`--suite NAME --help` shows what a suite measures and its options.
+NAME: ops, encode, ring, index, topk, pipeline, scale, refresh, sampler. `--suite NAME --help` shows what one measures
+and its options.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ SUITES = {
     "pipeline": "benchmarks.pipeline",
     "scale": "benchmarks.scale",
     "refresh": "benchmarks.refresh.run",
+    "sampler": "benchmarks.sampler",
 }
 
 
