@@ -117,6 +117,11 @@ class AnceTrainer(Trainer):
         self.folder = Path(config.output_dir)
         self.run_folder = RunFolder(self.folder)
         self.encoder = encoder
+        if encoder.backbone.dtype != torch.float32:
+            raise ConfigError(
+                f"the encoder's weights are {str(encoder.backbone.dtype).removeprefix('torch.')}, too coarse for an "
+                "optimizer's steps: load it with dtype='float32'; trainer_arguments={'bf16': True} computes in halves"
+            )
         lengths = {"max_query_length": config.max_query_length, "max_document_length": config.max_document_length}
         encoder.set_lengths(**lengths)
         if not encoder.layout.normalize:

@@ -397,6 +397,12 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert point.name < newest.name
 
 
+def test_weights_in_half_precision_are_refused(tiny_bert: Path, wiki: Path, tmp_path: Path) -> None:
+    encoder = Encoder.load(str(tiny_bert), device="cpu", dtype="bfloat16")
+    with pytest.raises(ConfigError, match=r"weights are bfloat16.*dtype='float32'"):
+        AnceTrainer(encoder, load_dataset(str(wiki), split="train"), AnceConfig(output_dir=str(tmp_path / "run")))
+
+
 def test_data_that_cannot_be_trained_on_is_refused(tiny_bert: Path, wiki: Path, tmp_path: Path) -> None:
     dataset = load_dataset(str(wiki), split="train")
     encoder = Encoder.load(str(tiny_bert))
