@@ -160,7 +160,7 @@ def _train(folder: Path, data: Path, start: Path, row: Row, steps: int, seed: in
         output_dir=str(folder / row.name),
         max_steps=steps,
         seed=seed,
-        save_every=max(1, steps // 5),
+        save_every=max(10, steps // 5),
         save_total_limit=1,
         **SHARED,
         **row.settings,
