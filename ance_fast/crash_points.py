@@ -57,13 +57,10 @@ CRASH_POINTS = (
     "generation.before",
     "generation.after",
     "generation.swapped",
-    "checkpoint.before",
     "checkpoint.between",
     "checkpoint.after",
-    # a run that hands over its weights, and the worker that makes a generation of them; there it alone dies
-    "handover.after",
+    # the worker that makes a generation, before it publishes it; there it alone dies
     "worker.before",
-    "worker.after",
 )
 
 _armed: str | None = None

@@ -44,8 +44,8 @@ def compared(
 
 
 def probe_batches(parts: RunParts) -> list[np.ndarray]:
-    """The same queries at every generation, as batches of the run's size: int64 [B] each, about 64 in all."""
-    count, size = len(parts.examples), min(parts.config.batch_size, len(parts.examples))
+    """The same queries at every generation, as batches of all processes' size: int64 [B] each, about 64 in all."""
+    count, size = len(parts.examples), min(parts.config.batch_size * parts.ranks.size, len(parts.examples))
     order = np.random.default_rng(parts.config.seed).permutation(count)
     return [
         order[start : start + size] for start in range(0, max(size, min(PROBE_QUERIES, count) // size * size), size)

@@ -83,7 +83,6 @@ class Worker:
         made = new_generation(parts, self._newest[1], request.step)
         crash_point("worker.before")
         path = made.publish(parts.folder / "generations")
-        crash_point("worker.after")
         # Without the index: the next one is built before this would be let go.
         self._newest = (path, replace(made, index=None))
         return path

@@ -374,7 +374,6 @@ class AnceTrainer(Trainer):
         # One folder for all ranks: each adds the state of its random generators.
         self._staging = checkpoints / self.ranks.share(f".step-{step:08d}.{uuid.uuid4().hex[:8]}.tmp")
         save = super()._save_checkpoint
-        crash_point("checkpoint.before")
         try:
             self.ranks.each(lambda: save(model, trial))
             crash_point("checkpoint.between")

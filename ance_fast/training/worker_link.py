@@ -13,12 +13,13 @@ import subprocess
 import sys
 import time
 import uuid
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from ance_fast.artifacts import sweep
-from ance_fast.crash_points import VARIABLE, crash_point
+from ance_fast.crash_points import VARIABLE
 from ance_fast.errors import WorkerError
 from ance_fast.training.ranks import ALONE
 from ance_fast.training.refresher import RunParts
@@ -76,11 +77,8 @@ class WorkerLink:
         self._weights.write(self._parts.encoder)
         self.asked = step
         assert self._connection is not None
-        try:
+        with suppress(OSError):  # it has died, which `poll` finds and mends
             self._connection.send(Request(step, previous))
-        except OSError:
-            return  # it has died, which `poll` finds and mends
-        crash_point("handover.after")
 
     def poll(self, timeout: float = 0.0) -> Made | None:
         """What was made since, waiting up to `timeout` seconds for it; None if it is not there yet, or the worker died.

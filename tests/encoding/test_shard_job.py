@@ -501,7 +501,7 @@ AFTER_A_KILL = ["takeover.before", "takeover.between", "takeover.after"]
 WHEN_THE_TARGET_IS_AWAY = ["recover.before", "recover.after"]
 WHEN_GROWN_UNFINISHED = ["extend.before_rename", "extend.after_rename"]
 # tests/training/test_recovery.py and test_async.py
-OF_TRAINING = ("step.", "generation.", "checkpoint.", "handover.", "worker.")
+OF_TRAINING = ("step.", "generation.", "checkpoint.", "worker.")
 POINTS = [point for point in crash_points.CRASH_POINTS if not point.startswith(OF_TRAINING)]
 
 

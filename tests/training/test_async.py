@@ -23,6 +23,7 @@ from ance_fast.training import AnceTrainer
 from ance_fast.training.async_refresh import AsyncRefresh, worker_place
 from ance_fast.training.config import AnceConfig
 from ance_fast.training.generations import Generation
+from ance_fast.training.negatives import random_table
 from ance_fast.training.new_generation import new_generation
 from ance_fast.training.worker_link import MOST_DEATHS
 
@@ -173,16 +174,10 @@ def test_negatives_that_do_not_age_give_way_before_what_replaces_them_is_too_old
     assert 4 - refresher.generation.step <= 2
 
 
-@pytest.mark.parametrize("point", ["worker.before", "worker.after"])
-def test_a_worker_that_dies_beside_a_generation_is_replaced(
-    tiny_bert: Path,
-    wiki: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    point: str,
+def test_a_worker_that_dies_over_a_generation_is_replaced(
+    tiny_bert: Path, wiki: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv(VARIABLE, point)
+    monkeypatch.setenv(VARIABLE, "worker.before")
     trainer = make_trainer(tiny_bert, wiki, tmp_path / "run", refresh="async")
     refresher = start(trainer)
     try:
@@ -232,22 +227,24 @@ def test_poisoned_weights_end_the_run_with_the_worker_s_message(tiny_bert: Path,
 
 
 def test_generations_of_lost_weights_are_dropped_on_resume(tiny_bert: Path, wiki: Path, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"refresh": "async", "max_steps": 12, "save_every": 6, "refresh_every": 2}
-    make_trainer(tiny_bert, wiki, tmp_path / "run", **settings, max_staleness=3).train()
-    generations = tmp_path / "run" / "generations"
-    assert max(int(path.name.split("-")[1]) for path in generations.iterdir()) > 6
-    for path in (tmp_path / "run" / "checkpoints").glob("step-00000012"):
-        path.rename(tmp_path / "gone")
-    resumed = make_trainer(tiny_bert, wiki, tmp_path / "run", **settings, max_staleness=3)
-    resumed._resume_point()
-    left = [int(path.name.split("-")[1]) for path in generations.iterdir()]
-    assert max(left) < 6
-    generation = resumed.refresher.generation
-    assert generation is not None
-    assert generation.step == max(left)
-    told = [entry["generation"] for entry in entries(tmp_path / "run") if "generation" in entry]
-    assert isinstance(resumed.refresher, AsyncRefresh)
-    assert resumed.refresher._untold == (generation.number not in told)
+    trainer = make_trainer(tiny_bert, wiki, tmp_path / "run", refresh="async")
+    refresher, generations = trainer.refresher, tmp_path / "run" / "generations"
+    assert isinstance(refresher, AsyncRefresh)
+    table = random_table(trainer.examples)
+    for number, step in enumerate((0, 2, 5, 6, 9)):
+        Generation(f"{step}", replace(table, source="index", generation=number, step=step)).publish(generations)
+    log = tmp_path / "run" / "metrics.jsonl"
+    for told, untold in (
+        ("", True),
+        ('{"step": 3, "generation": 1.0}\n', True),
+        ('{"step": 6, "generation": 2.0}\n', False),
+    ):
+        log.write_text(told, encoding="utf-8")
+        refresher.resume(tmp_path, 6)
+        assert sorted(int(path.name.split("-")[1]) for path in generations.iterdir()) == [0, 2, 5]
+        assert refresher.generation is not None
+        assert (refresher.generation.number, refresher.generation.fingerprint) == (2, "5")
+        assert refresher._untold is untold
 
 
 def test_a_generation_that_no_line_of_the_log_is_about_is_told_after_a_resume(warm: Warm) -> None:

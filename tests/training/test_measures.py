@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mined import mine
 from training_runs import make_trainer
 
 from ance_fast.training import AnceTrainer
@@ -15,7 +16,7 @@ from ance_fast.training.generations import Generation
 from ance_fast.training.judgements import Judgements
 from ance_fast.training.measures import compared, judged_candidates, probe_batches
 from ance_fast.training.negatives import NegativeTable, random_table
-from ance_fast.training.refresh import Snapshot, mine, take_snapshot
+from ance_fast.training.refresh import Snapshot, take_snapshot
 from ance_fast.training.refresher import RunParts
 from ance_fast.training.rolling import RollingRefresh
 
