@@ -23,7 +23,7 @@ SETTINGS: dict[str, Any] = {
     "dropout": 0.1,
     "first_refresh": 4,
     "refresh_every": 4,
-    "save_every": 5,
+    "save_every": 6,
     "logging_steps": 3,
     "encode_tokens": 256,
 }
