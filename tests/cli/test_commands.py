@@ -239,7 +239,7 @@ def test_mining_refuses_what_it_cannot_do_and_leaves_no_file(
 
 def test_the_demo_gives_its_table_its_report_and_an_index_that_answers(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "demo"
-    arguments = ("demo", "-o", folder, "--steps", 3, "--passages", 150, "--json")
+    arguments = ("demo", "-o", folder, "--steps", 5, "--passages", 150, "--json")
     first = last_json(run(*arguments))
     rows = first["rows"]
     assert isinstance(rows, list)
