@@ -74,6 +74,7 @@ def found(tiny_bert: Path, wiki: Path, folder: Path) -> Found:
     for name, special in ALIKE.items():
         train(f"{name}-1", 1, {**SHORT, **special, "batch_size": 8})
         train(f"{name}-2", 2, {**SHORT, **special, "batch_size": 4})
+    train("async", 2, {**SHORT, "refresh": "async", "refresh_every": 2, "max_staleness": 2, "batch_size": 4})
     train("whole", 2, RECOVERY)
     for name, dies in KILLS.items():
         train(name, 2, RECOVERY, dies=dies)
@@ -271,6 +272,20 @@ def test_two_processes_draw_the_negatives_of_one_and_end_with_its_weights(
     for key, tensor in weights.items():
         torch.testing.assert_close(tensor, wanted_weights[key], rtol=0, atol=1e-4)
     assert max(float((weights[key] - start[key]).abs().max()) for key in start) > 1e-3, "they have moved"
+
+
+@pytest.mark.timeout(1000)
+def test_all_processes_take_up_what_the_worker_of_the_first_has_made(found: Found, folder: Path) -> None:
+    first, second = results(found, "async")
+    assert first["weights"] == second["weights"], "both drew from the same generations"
+    assert first["dev"] == second["dev"]
+    used = entries(folder / "async", "negatives.jsonl")
+    assert [entry["step"] for entry in used] == list(range(8))
+    assert max(entry.get("age_max", 0) for entry in used) <= 2
+    swaps = [entry["generation"] for entry in entries(folder / "async") if "generation" in entry]
+    assert swaps == list(range(1, len(swaps) + 1))
+    assert len(swaps) >= 2
+    assert not [path.name for path in (folder / "async").rglob(".*")]
 
 
 @pytest.mark.timeout(1000)
