@@ -85,9 +85,7 @@ class AsyncRefresh:
     def ages(self, passages: np.ndarray, step: int) -> np.ndarray:
         """The same for all: steps since the weights that made the generation."""
         assert self.generation is not None
-        if not self.generation.table.ages:
-            return np.zeros(0, dtype=np.int64)
-        return np.full(passages.shape, step - self.generation.step, dtype=np.int64)
+        return self.generation.ages(passages, step)
 
     def interval(self) -> dict[str, float]:
         """The seconds that training waited for all of this, and the share of the time that the worker was busy."""

@@ -7,6 +7,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ance_fast.artifacts import open_artifact, staged_artifact
 from ance_fast.crash_points import crash_point
 from ance_fast.errors import ArtifactError
@@ -46,6 +48,12 @@ class Generation:
     def path_in(self, folder: Path) -> Path:
         """Where `publish` writes it."""
         return folder / f"step-{self.step:08d}-{self.table.source}"
+
+    def ages(self, passages: np.ndarray, step: int) -> np.ndarray:
+        """Steps from the weights that made it to `step`, for each of `passages`: int64; empty where nothing ages."""
+        if not self.table.ages:
+            return np.zeros(0, dtype=np.int64)
+        return np.full(passages.shape, step - self.step, dtype=np.int64)
 
     def identity(self) -> tuple[int, int, str, str]:
         """Number, step, fingerprint and BLAKE2b of the candidates: equal exactly for the same negatives."""

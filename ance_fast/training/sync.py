@@ -62,9 +62,7 @@ class SyncRefresh:
     def ages(self, passages: np.ndarray, step: int) -> np.ndarray:
         """The same for all: steps since the generation was made."""
         assert self.generation is not None
-        if not self.generation.table.ages:
-            return np.zeros(0, dtype=np.int64)
-        return np.full(passages.shape, step - self.generation.step, dtype=np.int64)
+        return self.generation.ages(passages, step)
 
     def interval(self) -> dict[str, float]:
         """Nothing between refreshes."""

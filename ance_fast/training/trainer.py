@@ -4,14 +4,15 @@ What the stock trainer does (optimizer, schedule, accumulation, mixed precision,
 
 - The data set is query indices. Positives, negatives and tokens are resolved inside the training step.
 - Before the first batch of a step a `Refresher` does what is due: all of the corpus at some steps (`sync.py`), a slice
-  of it at every step (`rolling.py`). Dev queries are measured as it goes, and the best encoder so far is kept.
+  of it at every step (`rolling.py`), or what a second process has made is taken up (`async_refresh.py`). Dev queries
+  are measured as it goes, and the best encoder so far is kept.
 - Under `torchrun` several processes train (`ranks.py`): the first decides and writes, the work of a refresh is shared.
 - Checkpoints are staged and renamed. `train(resume=True)` goes on from the newest whole one; everything later than it
-  is dropped and made again, bit for bit.
+  is dropped and made again, bit for bit where time decides nothing.
 
 Files under `output_dir`: `passages/` token store, `generations/step-*` with the negatives of each,
 `checkpoints/step-*`, `best/` and `final/` encoders, `index/` of the final encoder, `metrics.jsonl`, `negatives.jsonl`
-(which negatives each batch had), `tensorboard/`, `config.json`, `report.html`.
+(which negatives each batch had), `tensorboard/`, `config.json`, `report.html`, `worker.log` of a second process.
 """
 
 from __future__ import annotations
