@@ -11,10 +11,12 @@ import typer
 
 from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_files, refuse_missing_model
 from ance_fast.cli.output import print_json, print_table, program
+from ance_fast.cli.recipes import chosen_recipe
 from ance_fast.errors import ConfigError
 
 
 def train(
+    context: typer.Context,
     data: Annotated[str, typer.Argument(help="Training data: beir:DIR, msmarco:DIR, jsonl:FILE, or a path.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Run folder.")],
     model: Annotated[str, typer.Option("--model", "-m", help="Checkpoint to start from: folder or Hugging Face id.")],
@@ -113,6 +115,16 @@ def train(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
     num_proc: Annotated[int, typer.Option(min=1, help="Tokenising processes.")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest valid checkpoint.")] = False,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="A published run (see ance-fast recipes) or a .toml file; other options change it."),
+    ] = None,
+    data_folder: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="Of a recipe: the folder with the downloads.")
+    ] = None,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="Rehearse the recipe in seconds, on generated data (written to --data).")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on the last line.")] = False,
 ) -> None:
     """Train with negatives from an index of the corpus, refreshed while the encoder learns.
@@ -124,7 +136,14 @@ def train(
     Or beside it: ance-fast train beir:scifact -m intfloat/e5-small-v2 -o run --refresh async --max-staleness 200
 
     All but rolling also in several processes: torchrun --nproc-per-node 2 $(which ance-fast) train ...
+
+    A published run: ance-fast train --recipe msmarco-passage-firstp --data msmarco -m warmup/final -o run
     """
+    chosen = chosen_recipe(context)
+    if chosen is None and (data_folder or tiny):
+        raise ConfigError("--data and --tiny are for --recipe NAME")
+    if chosen is not None:
+        chosen.prepare()
     refuse_missing_data(data)
     refuse_missing_model(model)
     refuse_missing_files(
@@ -177,6 +196,7 @@ def train(
         logging_steps=logging_steps,
         seed=seed,
         num_proc=num_proc,
+        **(chosen.settings if chosen is not None else {}),
     )
     dataset = load_dataset(data, split=split)
     dev = load_dataset(data, split=dev_split) if dev_split else None
@@ -191,6 +211,10 @@ def train(
             run, evaluation = trainer.evaluate_on(test)
             write_run(output / "test.trec", run, output.name)
             result["test"] = dict(evaluation)
+        if chosen is not None:
+            result["then"] = chosen.then(output)
+            if not tiny:
+                result["expect"] = chosen.recipe.expect
         _report(result, output, json)
     leave(ranks)
 
@@ -202,7 +226,11 @@ def _report(result: dict[str, Any], output: Path, json: bool) -> None:
     for name in ("dev", "test"):
         if result.get(name):
             print_table(list(result[name]), [list(result[name].values())], title=name)
+    if result.get("expect"):
+        print_table(("published", "figure"), [(name, f"{value:g}") for name, value in result["expect"].items()])
     print(f"Report: {result['report']}")
+    for command in result.get("then", ()):
+        print(f"Measure it: {command}")
     print(f"Search it: {program()} search {shlex.quote(str(output))} 'your query'")
 
 
