@@ -20,6 +20,16 @@ def train(
     data: Annotated[str, typer.Argument(help="Training data: beir:DIR, msmarco:DIR, jsonl:FILE, or a path.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Run folder.")],
     model: Annotated[str, typer.Option("--model", "-m", help="Checkpoint to start from: folder or Hugging Face id.")],
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="A published run (see ance-fast recipes) or a .toml file; other options change it."),
+    ] = None,
+    data_folder: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="Of a recipe: the folder with the downloads.")
+    ] = None,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="Rehearse the recipe in seconds, on generated data (written to --data).")
+    ] = False,
     split: Annotated[str, typer.Option(help="Split of the judgements to train on.")] = "train",
     dev_split: Annotated[str | None, typer.Option(help="Split to measure at every refresh.")] = None,
     test_split: Annotated[str | None, typer.Option(help="Split to measure at the end; writes RUN/test.trec.")] = None,
@@ -115,16 +125,6 @@ def train(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
     num_proc: Annotated[int, typer.Option(min=1, help="Tokenising processes.")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest valid checkpoint.")] = False,
-    recipe: Annotated[
-        str | None,
-        typer.Option(help="A published run (see ance-fast recipes) or a .toml file; other options change it."),
-    ] = None,
-    data_folder: Annotated[
-        Path | None, typer.Option("--data", metavar="DIR", help="Of a recipe: the folder with the downloads.")
-    ] = None,
-    tiny: Annotated[
-        bool, typer.Option("--tiny", help="Rehearse the recipe in seconds, on generated data (written to --data).")
-    ] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on the last line.")] = False,
 ) -> None:
     """Train with negatives from an index of the corpus, refreshed while the encoder learns.
