@@ -51,6 +51,7 @@ from ance_fast.training.examples import Examples, prepare
 from ance_fast.training.given_candidates import refuse_unreadable
 from ance_fast.training.grad_cache import GradCache, check_strategy
 from ance_fast.training.judgements import Grades
+from ance_fast.training.lamb import Lamb
 from ance_fast.training.losses import batch_loss, loss_scale
 from ance_fast.training.modes import MODES
 from ance_fast.training.negative_log import NegativeLog
@@ -164,6 +165,9 @@ class AnceTrainer(Trainer):
             args=stock_arguments(config, self.folder, self.steps_per_epoch, use_cpu=encoder.device.type == "cpu"),
             train_dataset=_QueryIndices(len(self.examples)),
             data_collator=_collate,
+            optimizer_cls_and_kwargs=(
+                (Lamb, {"lr": config.learning_rate, "eps": config.adam_epsilon}) if config.optimizer == "lamb" else None
+            ),
             callbacks=[*(callbacks or []), *([self._progress] if self.ranks.leads else [])],
         )
         if self.args.world_size != self.ranks.size:
@@ -365,6 +369,19 @@ class AnceTrainer(Trainer):
             entry = {"step": self.state.global_step, **{k: v for k, v in logs.items() if isinstance(v, int | float)}}
             with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        rate = self.ance.rate_schedule(self.steps_per_epoch, len(self.examples))
+        if rate is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        target = optimizer if optimizer is not None else self.optimizer
+        assert target is not None
+        # Not `rate.at` itself: of an object the scheduler's state would keep a copy, beside the settings it is made of.
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(target, lambda step: rate.at(step))
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def _get_output_dir(self, trial: Any = None) -> str:
         return str(getattr(self, "_staging", self.folder))

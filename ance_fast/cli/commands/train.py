@@ -46,9 +46,17 @@ def train(
     kept_tokens: Annotated[
         int | None, typer.Option(help="Tokens of chunks that are not encoded a second time for gradients [a chunk's].")
     ] = None,
+    optimizer: Annotated[str, typer.Option(help="adamw, or lamb as the original ANCE has it.")] = "adamw",
     learning_rate: Annotated[float, typer.Option("--learning-rate", "--lr")] = 2e-5,
+    adam_epsilon: Annotated[float, typer.Option(help="Of either optimizer.")] = 1e-8,
+    lr_scheduler: Annotated[
+        str, typer.Option(help="How the learning rate falls: linear, cosine (to 1e-8), constant, ...")
+    ] = "linear",
     warmup_fraction: Annotated[float, typer.Option(help="Share of the steps that the learning rate rises.")] = 0.1,
+    warmup_steps: Annotated[int | None, typer.Option(help="Or so many steps.")] = None,
+    warmup: Annotated[str, typer.Option(help="once, or anew at each refresh.")] = "once",
     weight_decay: Annotated[float, typer.Option()] = 0.01,
+    max_grad_norm: Annotated[float, typer.Option(help="Longer gradients are cut to this length.")] = 1.0,
     dropout: Annotated[float | None, typer.Option(help="Replaces the checkpoint's.")] = None,
     loss: Annotated[
         str, typer.Option(help="pairwise (ANCE's own) or contrastive (in-batch and mined).")
@@ -56,6 +64,18 @@ def train(
     scale: Annotated[
         float | None, typer.Option(help="Multiplies scores [20 if embeddings are normalised, else 1].")
     ] = None,
+    order: Annotated[
+        str,
+        typer.Option(
+            help="queries: a batch is queries in a new order every epoch. triples: a refresh draws --triples-per-query "
+            "negatives for each, and a batch is triples, those of a query one after another."
+        ),
+    ] = "queries",
+    query_chunks: Annotated[
+        int, typer.Option(help="triples: a refresh mines one of so many parts of the queries.")
+    ] = 1,
+    triples_per_query: Annotated[int, typer.Option(help="triples: negatives of a query between two refreshes.")] = 1,
+    positives: Annotated[str, typer.Option(help="all of a query's, or the last in the file of judgements.")] = "all",
     start: Annotated[
         str, typer.Option(help="Negatives until the first refresh: bm25, random, index, dataset.")
     ] = "bm25",
@@ -164,12 +184,22 @@ def train(
         gradient_accumulation_steps=gradient_accumulation,
         encode_tokens=encode_tokens,
         kept_tokens=kept_tokens,
+        optimizer=optimizer,
         learning_rate=learning_rate,
+        adam_epsilon=adam_epsilon,
+        lr_scheduler=lr_scheduler,
         warmup_fraction=warmup_fraction,
+        warmup_steps=warmup_steps,
+        warmup=warmup,
         weight_decay=weight_decay,
+        max_grad_norm=max_grad_norm,
         dropout=dropout,
         loss=loss,
         scale=scale,
+        order=order,
+        query_chunks=query_chunks,
+        triples_per_query=triples_per_query,
+        positives=positives,
         start=start,
         refresh=refresh,
         refresh_every=refresh_every,
