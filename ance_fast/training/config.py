@@ -42,6 +42,8 @@ class AnceConfig:
     warmup_steps: optimizer steps that the learning rate rises; by default `warmup_fraction` of the run. lr_scheduler:
         how it then changes: "linear" to 0, "cosine" to 1e-8, or any name that `transformers.get_scheduler` knows.
         warmup: "once"; "refresh" begins anew with each generation and falls over as many steps as this has queries.
+    schedule_steps: the step at which the learning rate has fallen; by default the last. Published runs were often
+        stopped long before it: a run of 60,000 steps on a schedule of two million hardly falls.
     order: "queries" gives a batch queries in a new order every epoch. "triples" is microsoft/ANCE's order: each
         generation draws `triples_per_query` negatives for each of its queries, shuffles the queries, and goes through
         the triples of one query after another, again from the first when all were had; the rest goes at the next
@@ -97,6 +99,7 @@ class AnceConfig:
     warmup_fraction: float = 0.1
     warmup_steps: int | None = None
     warmup: str = "once"
+    schedule_steps: int | None = None
     lr_scheduler: str = "linear"
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
@@ -205,9 +208,9 @@ class AnceConfig:
 
     def rate_schedule(self, steps_per_epoch: int, queries: int) -> RateSchedule | None:
         """The learning rate of a run on so many training queries; None where the stock trainer's is meant."""
-        if self.warmup == "once" and self.lr_scheduler != "cosine":
+        if self.warmup == "once" and self.lr_scheduler != "cosine" and self.schedule_steps is None:
             return None
-        starts, horizons = [0], [self.max_steps]
+        starts, horizons = [0], [self.schedule_steps or self.max_steps]
         if self.warmup == "refresh":
             starts += self.refresh_steps(steps_per_epoch)
             horizons = [len(self.queries_of(number, queries)) for number in range(len(starts))]

@@ -46,6 +46,16 @@ def check_rate(config: AnceConfig) -> None:
         raise ConfigError(f"warmup_steps={config.warmup_steps}: must be at least 0")
     if config.optimizer == "lamb" and "optim" in config.trainer_arguments:
         raise ConfigError(f"trainer_arguments: optim={config.trainer_arguments['optim']!r}, but optimizer='lamb'")
+    if config.schedule_steps is not None:
+        if config.schedule_steps < config.max_steps:
+            raise ConfigError(
+                f"schedule_steps={config.schedule_steps}: the learning rate would be 0 before max_steps="
+                f"{config.max_steps}"
+            )
+        if config.warmup != "once":
+            raise ConfigError("schedule_steps is for warmup='once'; with 'refresh' each generation has its own")
+        if config.lr_scheduler not in ("linear", "cosine"):
+            raise ConfigError(f"schedule_steps: lr_scheduler={config.lr_scheduler!r}: choose linear or cosine")
     if config.warmup == "once":
         return
     if config.lr_scheduler not in ("linear", "cosine"):

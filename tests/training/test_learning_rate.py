@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import get_linear_schedule_with_warmup
 
+from ance_fast.errors import ConfigError
 from ance_fast.training import AnceConfig
 
 
@@ -71,6 +72,30 @@ def test_with_chunks_of_queries_the_last_generation_of_a_circle_is_longer() -> N
     # Generation 0 is not mined, so it has all queries.
     assert list(rate.horizons)[:5] == [11, 3, 5, 3, 3]
     assert [list(config.queries_of(number, 11)) for number in (1, 2, 3)] == [[3, 4, 5], [6, 7, 8, 9, 10], [0, 1, 2]]
+
+
+@pytest.mark.parametrize("shape", ["linear", "cosine"])
+def test_a_run_may_end_long_before_its_learning_rate_has_fallen(shape: str) -> None:
+    whole = ours(5, max_steps=50, learning_rate=1e-3, lr_scheduler=shape, warmup_steps=4, schedule_steps=50)
+    part = ours(5, max_steps=20, learning_rate=1e-3, lr_scheduler=shape, warmup_steps=4, schedule_steps=50)
+    assert part == whole[:20]
+    if shape == "linear":
+        optimizer = fresh(1e-3)
+        wanted = course(get_linear_schedule_with_warmup(optimizer, 4, 50), optimizer, 50)
+        assert whole == pytest.approx(wanted, rel=1e-12, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"schedule_steps": 9}, "would be 0 before max_steps=10"),
+        ({"schedule_steps": 20, "lr_scheduler": "constant"}, "lr_scheduler='constant': choose linear or cosine"),
+        ({"schedule_steps": 20, "warmup": "refresh"}, "schedule_steps is for warmup='once'"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        AnceConfig(output_dir="x", max_steps=10, **settings)
 
 
 def test_the_stock_schedule_is_used_where_it_is_the_same() -> None:

@@ -54,6 +54,9 @@ def train(
     ] = "linear",
     warmup_fraction: Annotated[float, typer.Option(help="Share of the steps that the learning rate rises.")] = 0.1,
     warmup_steps: Annotated[int | None, typer.Option(help="Or so many steps.")] = None,
+    schedule_steps: Annotated[
+        int | None, typer.Option(help="Step at which the learning rate has fallen [--max-steps].")
+    ] = None,
     warmup: Annotated[str, typer.Option(help="once, or anew at each refresh.")] = "once",
     weight_decay: Annotated[float, typer.Option()] = 0.01,
     max_grad_norm: Annotated[float, typer.Option(help="Longer gradients are cut to this length.")] = 1.0,
@@ -191,6 +194,7 @@ def train(
         warmup_fraction=warmup_fraction,
         warmup_steps=warmup_steps,
         warmup=warmup,
+        schedule_steps=schedule_steps,
         weight_decay=weight_decay,
         max_grad_norm=max_grad_norm,
         dropout=dropout,
