@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,8 +40,13 @@ class Chosen:
 
     def then(self, run: Path) -> list[str]:
         """The commands that measure the run as it was published."""
-        data, run_folder = shlex.quote(str(self.data or "DATA")), shlex.quote(str(run))
-        return [command.replace("{data}", data).replace("{run}", run_folder) for command in self.recipe.then]
+        folders = {"{data}": str(self.data or "DATA"), "{run}": str(run)}
+        return [
+            shlex.join(
+                re.sub(r"\{data\}|\{run\}", lambda found: folders[found[0]], word) for word in shlex.split(command)
+            )
+            for command in self.recipe.then
+        ]
 
 
 class RecipeCommand(TyperCommand):
