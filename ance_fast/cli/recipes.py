@@ -41,12 +41,11 @@ class Chosen:
     def then(self, run: Path) -> list[str]:
         """The commands that measure the run as it was published."""
         folders = {"{data}": str(self.data or "DATA"), "{run}": str(run)}
-        return [
-            shlex.join(
-                re.sub(r"\{data\}|\{run\}", lambda found: folders[found[0]], word) for word in shlex.split(command)
-            )
-            for command in self.recipe.then
-        ]
+
+        def filled(word: str) -> str:
+            return re.sub(r"\{data\}|\{run\}", lambda found: folders[found[0]], word)
+
+        return [shlex.join(map(filled, shlex.split(command))) for command in self.recipe.then]
 
 
 class RecipeCommand(TyperCommand):
