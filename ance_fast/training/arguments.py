@@ -34,6 +34,7 @@ def stock_arguments(config: AnceConfig, folder: Path, steps_per_epoch: int, *, u
         "remove_unused_columns": False,
         "dataloader_pin_memory": False,
         "use_cpu": use_cpu,
+        **({"train_sampling_strategy": "sequential"} if config.order == "triples" else {}),
     }
     arguments = TrainingArguments(**{**settings, **config.trainer_arguments})
     # Several GPUs are for torchrun, a process each: the stock trainer would wrap the model in DataParallel, which

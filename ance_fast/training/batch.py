@@ -57,7 +57,11 @@ class BatchMaker:
     def __call__(self, queries: np.ndarray, table: NegativeTable, step: int) -> TrainingBatch:
         """The batch of these query indices at optimizer step `step`; each distinct text appears once."""
         positive = choose_positives(self.examples, queries, seed=self._draw.seed, step=step)
-        negatives = self._draw(table, queries, step)
+        return self.of(queries, positive, self._draw(table, queries, step))
+
+    def of(self, queries: np.ndarray, positive: np.ndarray, negatives: np.ndarray) -> TrainingBatch:
+        """The batch of query indices int64 [B], which may repeat, with positives [B] and negatives [B, H] (int64 rows,
+        -1: none)."""
         passages = np.unique(np.concatenate([positive, negatives[negatives >= 0]]))
         texts, which = np.unique(np.concatenate([queries + self._first_query, passages]), return_inverse=True)
         # Sorted by length, so that equal lengths lie side by side for attention and chunks cost nearly the same.

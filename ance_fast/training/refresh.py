@@ -106,13 +106,15 @@ def hardness(snapshot: Snapshot, examples: Examples, table: NegativeTable, *, sa
     pairs = examples.pairs
     best = np.full(len(examples), -np.inf)
     np.maximum.at(best, pairs[:, 0], np.einsum("nd,nd->n", queries[pairs[:, 0]], passages[pairs[:, 1]]))
+    if table.queries is not None:
+        queries, best = queries[table.queries], best[table.queries]
     if table.candidates.shape[1]:
-        columns = generator.integers(0, table.candidates.shape[1], (len(examples), sample))
+        columns = generator.integers(0, table.candidates.shape[1], (len(queries), sample))
         rows = np.take_along_axis(table.candidates, columns, axis=1)
     else:
-        rows = generator.integers(0, len(passages), (len(examples), sample))
+        rows = generator.integers(0, len(passages), (len(queries), sample))
     differences = []
-    for start in range(0, len(examples), 1024):
+    for start in range(0, len(queries), 1024):
         block = slice(start, start + 1024)
         scores = np.einsum("nd,nsd->ns", queries[block], passages[rows[block]])
         differences.append((best[block, None] - scores)[rows[block] >= 0])

@@ -63,6 +63,7 @@ from ance_fast.training.report import write_report
 from ance_fast.training.run_folder import RunFolder, data_identity, last_refresh, step_of
 from ance_fast.training.shared_batch import share_batch
 from ance_fast.training.staleness import Clock
+from ance_fast.training.triples import epoch_length, triple_order
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +144,7 @@ class AnceTrainer(Trainer):
             replace=not self.run_folder.has_checkpoints(),
             ranks=self.ranks,
             judged=_judgements(dataset, dev, judged),
+            last_positive=config.positives == "last",
         )
         if judged is not None and self.examples.judgements is None:
             logger.warning(
@@ -159,11 +161,15 @@ class AnceTrainer(Trainer):
         self._data = data_identity(start, self.examples, self.held_out, self.sampler)
         self._make_batch = BatchMaker(self.examples, self.sampler, encode_tokens=config.encode_tokens)
         per_step = config.batch_size * config.gradient_accumulation_steps * self.ranks.size
-        self.steps_per_epoch = max(1, math.ceil(len(self.examples) / per_step))
+        self._triples = triple_order(config, self.examples, self.sampler, self.ranks)
+        self.steps_per_epoch = max(1, math.ceil(epoch_length(config, self.examples) / per_step))
+        # Triples have an order of their own: the loader's numbers are then not looked at, but must never come to an
+        # end, with which the stock trainer would cut an optimizer step short.
+        items = len(self.examples) if self._triples is None else config.max_steps * per_step
         super().__init__(
             model=encoder,
             args=stock_arguments(config, self.folder, self.steps_per_epoch, use_cpu=encoder.device.type == "cpu"),
-            train_dataset=_QueryIndices(len(self.examples)),
+            train_dataset=_QueryIndices(items),
             data_collator=_collate,
             optimizer_cls_and_kwargs=(
                 (Lamb, {"lr": config.learning_rate, "eps": config.adam_epsilon}) if config.optimizer == "lamb" else None
@@ -197,6 +203,7 @@ class AnceTrainer(Trainer):
         )
         self.refresher = MODES[config.refresh](parts)
         self._asked_before: int | None = None
+        self._batch_of_step = 0
         self._checkpoint: Path | None = None
 
     @property
@@ -279,9 +286,10 @@ class AnceTrainer(Trainer):
         """Ask the refresher once before each optimizer step, whatever the number of batches it has."""
         step = self.state.global_step
         if step == self._asked_before:
+            self._batch_of_step += 1
             return
         crash_point("step.before")
-        self._asked_before = step
+        self._asked_before, self._batch_of_step = step, 0
         report = self.refresher.before_step(step)
         if report is not None:
             self.log(report)
@@ -289,14 +297,23 @@ class AnceTrainer(Trainer):
     def _next_batch(self, queries: np.ndarray) -> TrainingBatch:
         step = self.state.global_step
 
-        def make() -> tuple[TrainingBatch, np.ndarray]:
-            batch = self._make_batch(queries, self.refresher.table_for(queries, step), step)
+        def make() -> tuple[np.ndarray, TrainingBatch, np.ndarray]:
+            asked, batch = self._batch_at(queries, step)
             rows = batch.negative_rows
-            return batch, self.refresher.ages(rows[rows >= 0], step)
+            return asked, batch, self.refresher.ages(rows[rows >= 0], step)
 
-        batch, everyones = share_batch(queries, make, self.ranks, corpus=len(self.examples.passages))
+        batch, everyones = share_batch(make, self.ranks, corpus=len(self.examples.passages))
         self.negative_log.add(step, everyones.queries, everyones.negatives, everyones.ages)
         return batch
+
+    def _batch_at(self, queries: np.ndarray, step: int) -> tuple[np.ndarray, TrainingBatch]:
+        """The next batch and its queries: those that the loader has brought, or those of the next triples."""
+        table = self.refresher.table_for(queries, step)
+        if self._triples is None:
+            return queries, self._make_batch(queries, table, step)
+        number = (step - table.step) * self.args.gradient_accumulation_steps + self._batch_of_step
+        asked, positive, negative = self._triples.batch(table, number).T.astype(np.int64)
+        return asked, self._make_batch.of(asked, positive, negative[:, None])
 
     # ---- beginning, resuming, ending ----
 
