@@ -2,17 +2,20 @@
 
 Two layouts are understood here: a plain Hugging Face folder (`config.json`, weights, tokenizer) and a
 sentence-transformers folder (`modules.json` names a chain Transformer -> Pooling -> Dense* -> LayerNorm? ->
-Normalize?). Encoders are always saved in the second, so that `SentenceTransformer(path)` opens them too.
+Normalize?, or a Router of two such chains, `router_layout.py`). Encoders are always saved in the second, so that
+`SentenceTransformer(path)` opens them too.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ance_fast.errors import ArtifactError, ConfigError
+from ance_fast.models.router_layout import KINDS as ROUTERS
+from ance_fast.models.router_layout import Chain, read_routes
 
 POOLING_NAMES = {"mean": "mean", "cls": "cls", "max": "max", "lasttoken": "last"}
 _LEGACY_POOLING = {
@@ -36,7 +39,7 @@ class HeadModule:
 
 @dataclass(frozen=True)
 class CheckpointLayout:
-    """Everything about a checkpoint except its tensors."""
+    """Everything about a checkpoint except its tensors. Of two towers it is the documents', and holds the queries'."""
 
     transformer: Path
     pooling: str = "mean"
@@ -49,6 +52,7 @@ class CheckpointLayout:
     max_query_length: int | None = None
     max_document_length: int | None = None
     lower_case: bool = False
+    query: CheckpointLayout | None = None
 
 
 def refuse_missing_checkpoint(name: str) -> None:
@@ -91,6 +95,16 @@ def read_layout(folder: Path) -> CheckpointLayout:
     if not (folder / "modules.json").is_file():
         return CheckpointLayout(transformer=folder)
     chain = [(entry["type"].rsplit(".", 1)[-1], folder / entry["path"]) for entry in _json(folder / "modules.json")]
+    if chain and chain[0][0] in ROUTERS:
+        routes = read_routes(chain[0][1])
+        document, query = (_tower(folder, routes[route] + chain[1:]) for route in ("document", "query"))
+        # Both routes may lead through the same modules.
+        return document if routes["document"] == routes["query"] else replace(document, query=query)
+    return _tower(folder, chain)
+
+
+def _tower(folder: Path, chain: Chain) -> CheckpointLayout:
+    """One chain of modules of the checkpoint in `folder`."""
     kinds = [kind for kind, _ in chain]
     if kinds[:2] != ["Transformer", "Pooling"]:
         raise ConfigError(f"{folder}/modules.json: expected Transformer, Pooling, ...; found {', '.join(kinds)}")
