@@ -25,6 +25,9 @@ def train(
         Path | None, typer.Option(help="More judgements of training queries (qrels file), to count false negatives by.")
     ] = None,
     num_layers: Annotated[int | None, typer.Option(min=1, help="Keep only the first layers.")] = None,
+    two_towers: Annotated[
+        bool, typer.Option("--two-towers", help="Train a query and a document encoder that both begin as MODEL.")
+    ] = False,
     max_steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 1000,
     batch_size: Annotated[int, typer.Option(help="Queries of a forward and backward pass, in each process.")] = 32,
     gradient_accumulation: Annotated[int, typer.Option(help="Passes of an optimizer step.")] = 1,
@@ -183,6 +186,7 @@ def train(
     test = load_dataset(data, split=test_split) if test_split else None
     judgements = read_qrels(judged) if judged else None
     encoder = Encoder.load(model, device=device, dtype="float32", num_layers=num_layers)
+    encoder = encoder.two_towers() if two_towers else encoder
     trainer = AnceTrainer(encoder, dataset, config, dev=dev, judged=judgements, ranks=ranks)
     result: dict[str, Any] = {"output": str(output), "dev": trainer.train(resume=resume), "seconds": trainer.seconds}
     if ranks.leads:
