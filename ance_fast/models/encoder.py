@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 from ance_fast.artifacts import MANIFEST, open_artifact, staged_artifact
 from ance_fast.data.packing import PackedBatch, Packer, Shard, TokenTable
+from ance_fast.data.text_rules import lower_cased, released_tokenizer, text_rules
 from ance_fast.data.tokenize import TextEncoder, Tokens, text_encoder, token_dtype, tokenize
 from ance_fast.errors import ArtifactError, ConfigError, MissingDependencyError
-from ance_fast.models.backbone import PackedBackbone, load_transformer
-from ance_fast.models.heads import head_module, load_head
+from ance_fast.models.backbone import PackedBackbone, keep_layers, load_transformer
+from ance_fast.models.heads import head_module, load_head, refuse_misfit_head
 from ance_fast.models.layouts import CheckpointLayout, read_layout, resolve_checkpoint, write_layout
+from ance_fast.models.state_dicts import refuse_misfit
 from ance_fast.ops import pool_normalize
 from ance_fast.progress import progress_bar
 
@@ -68,13 +70,17 @@ class Encoder(nn.Module):
         num_layers: int | None = None,
         max_query_length: int | None = None,
         max_document_length: int | None = None,
+        text_preset: str | None = None,
     ) -> Encoder:
-        """Load a Hugging Face or sentence-transformers checkpoint (folder or hub id).
+        """Load a checkpoint (folder or hub id) of Hugging Face, sentence-transformers, microsoft/ANCE, castorini or
+        SEED-Encoder (`docs/checkpoints.md`; a tar too).
 
         `dtype`: "auto" is float32 on the CPU (half precision is slower there) and float16 on CUDA. `attention`:
         "packed" runs without padding, "padded" with it, "auto" packs when the model supports it. `pooling` (mean,
         cls, max, last), `normalize` and the lengths override what the checkpoint says; a plain Hugging Face folder
         says nothing and gets mean pooling without normalisation. `num_layers` keeps the first layers only.
+        `text_preset` ("ance", "ance-cased", "seed", "dpr", "plain") replaces what the checkpoint says of how text
+        becomes tokens by the rules of released code (`ance_fast.data.text_rules`); an encoder saves them.
 
         Raises `ArtifactError` for missing, incomplete or foreign checkpoints, `ConfigError` for unsupported modules.
         """
@@ -83,33 +89,49 @@ class Encoder(nn.Module):
         folder = resolve_checkpoint(name_or_path)
         if (folder / MANIFEST).is_file():
             open_artifact(folder)
-        layout = read_layout(folder)
         changes: dict[str, Any] = {
             "pooling": pooling,
             "normalize": normalize,
             "max_query_length": max_query_length,
             "max_document_length": max_document_length,
         }
-        layout = dataclasses.replace(layout, **{key: value for key, value in changes.items() if value is not None})
+        changes = {key: value for key, value in changes.items() if value is not None}
+        foreign = _open_foreign(folder, text_preset)
+        if foreign is not None:
+            if num_layers is not None:
+                keep_layers(foreign.backbone.model, num_layers, folder)
+            layout = dataclasses.replace(foreign.layout, **changes)
+            return cls(foreign.backbone, foreign.head, foreign.tokenizer, layout).placed(device, dtype, attention)
+        layout = dataclasses.replace(read_layout(folder), **changes)
         if layout.pooling not in ("mean", "cls", "max", "last"):
             raise ConfigError(f"pooling={layout.pooling!r}: choose mean, cls, max or last")
-        place = _device(device)
+        _device(device)  # before anything is read
         try:
             tokenizer = AutoTokenizer.from_pretrained(layout.transformer)
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{layout.transformer}: the tokenizer could not be loaded: {error}") from error
-        if layout.lower_case:
-            _lower_case(tokenizer)
+        if text_preset is not None and text_rules(text_preset) is not None:
+            tokenizer = released_tokenizer(tokenizer, text_preset)
+        elif layout.lower_case:
+            tokenizer = lower_cased(tokenizer)
         model = load_transformer(layout.transformer, num_layers).eval()
+        refuse_misfit_head(layout.head, int(model.config.hidden_size), folder)
         head = nn.ModuleList(head_module(spec) for spec in layout.head)
         for module, spec in zip(head, layout.head, strict=True):
             load_head(module, spec)
+        backbone = PackedBackbone(model, "padded", tokenizer.pad_token_id or 0)
+        return cls(backbone, head, tokenizer, layout).placed(device, dtype, attention)
+
+    def placed(self, device: str = "auto", dtype: str = "auto", attention: str = "auto") -> Encoder:
+        """This encoder, whose weights must be float32, moved and rounded as `load` does it; ready to embed."""
+        place = _device(device)
         kind = _dtype(dtype, place)
-        rounded = None if kind == torch.float32 else _weights_digest(nn.ModuleDict({"model": model, "head": head}))
+        self._checkpoint_digest = None if kind == torch.float32 else _weights_digest(self)
+        model = self.backbone.model
         nn.Module.to(model, place, kind)
-        encoder = cls(PackedBackbone(model, attention, tokenizer.pad_token_id or 0), head.to(place), tokenizer, layout)
-        encoder._checkpoint_digest = rounded
-        return encoder.eval()
+        self.head.to(place)
+        self.backbone = PackedBackbone(model, attention, self.backbone.pad_token_id)
+        return self.eval()
 
     # ---- properties ----
 
@@ -315,13 +337,10 @@ class Encoder(nn.Module):
         """Replace the weights by those of a checkpoint folder of the same architecture (`ArtifactError` otherwise)."""
         other = Encoder.load(str(path), device="cpu", dtype=str(self.backbone.dtype).removeprefix("torch."))
         theirs, ours = other.state_dict(), self.state_dict()
-        different = [k for k in ours.keys() | theirs.keys() if k not in ours or k not in theirs]
-        different += [k for k in ours.keys() & theirs.keys() if ours[k].shape != theirs[k].shape]
-        if different:
-            raise ArtifactError(
-                f"{path}: another architecture than this encoder ({len(different)} tensors differ, such as "
-                f"{sorted(different)[0]})"
-            )
+        try:
+            refuse_misfit(theirs, {name: tensor.shape for name, tensor in ours.items()}, path)
+        except ArtifactError as error:
+            raise ArtifactError(f"{error}: another architecture than this encoder") from None
         self.load_state_dict(theirs)
 
     # ---- private ----
@@ -356,6 +375,16 @@ def _weights_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def _open_foreign(path: Path, text_preset: str | None) -> Encoder | None:
+    """The encoder of another program's checkpoint, None for a folder of sentence-transformers or transformers."""
+    if (path / "modules.json").is_file():
+        return None
+    from ance_fast.models.checkpoint_formats import open_foreign
+    from ance_fast.models.foreign import ReadOptions
+
+    return open_foreign(path, ReadOptions(text_preset=text_preset))
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -375,14 +404,6 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ConfigError(f"dtype={name!r}: choose auto, float32, float16 or bfloat16")
     return dtype
-
-
-def _lower_case(tokenizer: Any) -> None:
-    """Old checkpoints say `do_lower_case` beside a cased tokenizer and mean: lower-case the text first."""
-    from tokenizers.normalizers import Lowercase, Sequence
-
-    backend = tokenizer.backend_tokenizer
-    backend.normalizer = Sequence([Lowercase(), *([backend.normalizer] if backend.normalizer is not None else [])])
 
 
 @contextmanager

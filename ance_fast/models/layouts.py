@@ -2,7 +2,10 @@
 
 Two layouts are understood here: a plain Hugging Face folder (`config.json`, weights, tokenizer) and a
 sentence-transformers folder (`modules.json` names a chain Transformer -> Pooling -> Dense* -> LayerNorm? ->
-Normalize?). Encoders are always saved in the second, so that `SentenceTransformer(path)` opens them too.
+Normalize?). Encoders are always saved in the second, so that `SentenceTransformer(path)` opens them too. Other
+programs' checkpoints are read by `checkpoint_formats.py`.
+
+What a format has no place for lies beside it in `ance_fast.json`, which other programs ignore.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ance_fast.errors import ArtifactError, ConfigError
+
+NOTES = "ance_fast.json"
 
 POOLING_NAMES = {"mean": "mean", "cls": "cls", "max": "max", "lasttoken": "last"}
 _LEGACY_POOLING = {
@@ -52,20 +57,21 @@ class CheckpointLayout:
 
 
 def refuse_missing_checkpoint(name: str) -> None:
-    """Raise `ArtifactError` for what can only be a path and is no folder; a name may be one of the hub's."""
-    path = Path(name).expanduser()
+    """Raise `ArtifactError` for what can only be a path and is not there; a name may be one of the hub's."""
     # A model of the hub is NAME or OWNER/NAME.
-    if not path.is_dir() and (path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1):
+    if not Path(name).expanduser().exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise ArtifactError(f"{name}: no such folder (a checkpoint is a folder or a Hugging Face model id)")
 
 
 def resolve_checkpoint(name_or_path: str) -> Path:
-    """Return the local folder of a checkpoint, fetching it from the Hugging Face hub when it is no folder.
+    """Return the local folder or file of a checkpoint, fetching it from the Hugging Face hub when it is neither.
 
-    Raises `ArtifactError` when it is neither, or when the folder holds no `config.json` or `modules.json`.
+    Raises `ArtifactError` when there is none, or when the folder holds no `config.json` or `modules.json`.
     """
     refuse_missing_checkpoint(name_or_path)
     path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
     if not path.is_dir():
         path = _download(str(name_or_path))
     if not (path / "config.json").is_file() and not (path / "modules.json").is_file():
@@ -155,6 +161,21 @@ def write_layout(folder: Path, layout: CheckpointLayout, hidden_size: int, dim: 
         },
     )
     return head_folders
+
+
+def read_notes(folder: Path) -> dict[str, Any]:
+    """What `write_notes` wrote beside a checkpoint; nothing where it did not."""
+    notes = _json(folder / NOTES, missing_ok=True)
+    if not isinstance(notes, dict):
+        raise ArtifactError(f"{folder / NOTES}: holds {type(notes).__name__}, not an object")
+    return notes
+
+
+def write_notes(folder: Path, notes: dict[str, Any]) -> None:
+    """Write beside a checkpoint what its format has no place for; no file where there is nothing to say."""
+    said = {name: value for name, value in notes.items() if value is not None}
+    if said:
+        _write(folder / NOTES, said)
 
 
 def _pooling_mode(folder: Path) -> str:
