@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ance_fast.artifacts import MANIFEST, open_artifact, staged_artifact
 from ance_fast.data.packing import PackedBatch, Packer, Shard, TokenTable
+from ance_fast.data.text_rules import lower_cased, released_tokenizer, text_rules
 from ance_fast.data.tokenize import TextEncoder, Tokens, text_encoder, token_dtype, tokenize
 from ance_fast.errors import ArtifactError, ConfigError, MissingDependencyError
 from ance_fast.models.backbone import PackedBackbone, load_transformer
@@ -68,6 +69,7 @@ class Encoder(nn.Module):
         num_layers: int | None = None,
         max_query_length: int | None = None,
         max_document_length: int | None = None,
+        text_preset: str | None = None,
     ) -> Encoder:
         """Load a Hugging Face or sentence-transformers checkpoint (folder or hub id).
 
@@ -75,6 +77,8 @@ class Encoder(nn.Module):
         "packed" runs without padding, "padded" with it, "auto" packs when the model supports it. `pooling` (mean,
         cls, max, last), `normalize` and the lengths override what the checkpoint says; a plain Hugging Face folder
         says nothing and gets mean pooling without normalisation. `num_layers` keeps the first layers only.
+        `text_preset` ("ance", "ance-cased", "seed", "dpr", "plain") replaces what the checkpoint says of how text
+        becomes tokens by the rules of released code (`ance_fast.data.text_rules`); an encoder saves them.
 
         Raises `ArtifactError` for missing, incomplete or foreign checkpoints, `ConfigError` for unsupported modules.
         """
@@ -98,8 +102,10 @@ class Encoder(nn.Module):
             tokenizer = AutoTokenizer.from_pretrained(layout.transformer)
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{layout.transformer}: the tokenizer could not be loaded: {error}") from error
-        if layout.lower_case:
-            _lower_case(tokenizer)
+        if text_preset is not None and text_rules(text_preset) is not None:
+            tokenizer = released_tokenizer(tokenizer, text_preset)
+        elif layout.lower_case:
+            tokenizer = lower_cased(tokenizer)
         model = load_transformer(layout.transformer, num_layers).eval()
         head = nn.ModuleList(head_module(spec) for spec in layout.head)
         for module, spec in zip(head, layout.head, strict=True):
@@ -375,14 +381,6 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ConfigError(f"dtype={name!r}: choose auto, float32, float16 or bfloat16")
     return dtype
-
-
-def _lower_case(tokenizer: Any) -> None:
-    """Old checkpoints say `do_lower_case` beside a cased tokenizer and mean: lower-case the text first."""
-    from tokenizers.normalizers import Lowercase, Sequence
-
-    backend = tokenizer.backend_tokenizer
-    backend.normalizer = Sequence([Lowercase(), *([backend.normalizer] if backend.normalizer is not None else [])])
 
 
 @contextmanager
