@@ -3,6 +3,8 @@
 Two layouts are understood here: a plain Hugging Face folder (`config.json`, weights, tokenizer) and a
 sentence-transformers folder (`modules.json` names a chain Transformer -> Pooling -> Dense* -> LayerNorm? ->
 Normalize?). Encoders are always saved in the second, so that `SentenceTransformer(path)` opens them too.
+
+What a format has no place for lies beside it in `ance_fast.json`, which other programs ignore.
 """
 
 from __future__ import annotations
@@ -12,7 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ance_fast.data.chunks import ChunkRules
 from ance_fast.errors import ArtifactError, ConfigError
+
+NOTES = "ance_fast.json"
 
 POOLING_NAMES = {"mean": "mean", "cls": "cls", "max": "max", "lasttoken": "last"}
 _LEGACY_POOLING = {
@@ -36,7 +41,7 @@ class HeadModule:
 
 @dataclass(frozen=True)
 class CheckpointLayout:
-    """Everything about a checkpoint except its tensors."""
+    """Everything about a checkpoint except its tensors. `chunks`: how it wants documents cut (MaxP), None: not at all."""
 
     transformer: Path
     pooling: str = "mean"
@@ -49,6 +54,7 @@ class CheckpointLayout:
     max_query_length: int | None = None
     max_document_length: int | None = None
     lower_case: bool = False
+    chunks: ChunkRules | None = None
 
 
 def refuse_missing_checkpoint(name: str) -> None:
@@ -89,7 +95,7 @@ def _download(name: str) -> Path:
 def read_layout(folder: Path) -> CheckpointLayout:
     """Read the layout of `folder`. Raises `ConfigError` for modules this package cannot reproduce exactly."""
     if not (folder / "modules.json").is_file():
-        return CheckpointLayout(transformer=folder)
+        return CheckpointLayout(transformer=folder, chunks=_chunks(folder))
     chain = [(entry["type"].rsplit(".", 1)[-1], folder / entry["path"]) for entry in _json(folder / "modules.json")]
     kinds = [kind for kind, _ in chain]
     if kinds[:2] != ["Transformer", "Pooling"]:
@@ -114,6 +120,7 @@ def read_layout(folder: Path) -> CheckpointLayout:
         max_query_length=text.get("query_length"),
         max_document_length=text.get("document_length"),
         lower_case=bool(text.get("do_lower_case", False)),
+        chunks=_chunks(folder),
     )
 
 
@@ -154,7 +161,30 @@ def write_layout(folder: Path, layout: CheckpointLayout, hidden_size: int, dim: 
             "similarity_fn_name": layout.similarity,
         },
     )
+    write_notes(folder, {"chunks": None if layout.chunks is None else layout.chunks.as_json()})
     return head_folders
+
+
+def read_notes(folder: Path) -> dict[str, Any]:
+    """What `write_notes` wrote beside a checkpoint; nothing where it did not."""
+    notes = _json(folder / NOTES, missing_ok=True)
+    if not isinstance(notes, dict):
+        raise ArtifactError(f"{folder / NOTES}: holds {type(notes).__name__}, not an object")
+    return notes
+
+
+def write_notes(folder: Path, notes: dict[str, Any]) -> None:
+    """Write beside a checkpoint what its format has no place for; no file where there is nothing to say."""
+    said = {name: value for name, value in notes.items() if value is not None}
+    if said:
+        _write(folder / NOTES, said)
+
+
+def _chunks(folder: Path) -> ChunkRules | None:
+    try:
+        return ChunkRules.from_json(read_notes(folder).get("chunks"))
+    except (TypeError, ConfigError) as error:
+        raise ArtifactError(f"{folder / NOTES}: chunks: {error}") from error
 
 
 def _pooling_mode(folder: Path) -> str:
