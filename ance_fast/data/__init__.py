@@ -6,6 +6,7 @@ A new format is one file with a reader that returns a `Dataset`, and one entry i
 from __future__ import annotations
 
 from ance_fast.data.beir import read_beir
+from ance_fast.data.chunks import ChunkRules
 from ance_fast.data.dataset import Corpus, Dataset
 from ance_fast.data.hf_datasets import read_datasets
 from ance_fast.data.irds import read_irds
@@ -22,6 +23,7 @@ from ance_fast.data.training_jsonl import read_jsonl
 from ance_fast.data.trec import Run, read_qrels, read_run, write_run
 
 __all__ = [
+    "ChunkRules",
     "Corpus",
     "Dataset",
     "Document",

@@ -199,7 +199,13 @@ class PackedBackbone(nn.Module):
         mask = columns < torch.diff(batch.cu_seqlens).unsqueeze(1)
         ids = torch.full(mask.shape, self.pad_token_id, device=self.device, dtype=torch.long)
         ids[mask] = batch.input_ids
-        return self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state[mask]
+        given = {}
+        if self.position_offset:
+            # RoBERTa and its kin would count tokens that look like padding as none.
+            positions = torch.full(mask.shape, self.position_offset - 1, device=self.device, dtype=torch.long)
+            positions[mask] = self._positions(batch)
+            given["position_ids"] = positions
+        return self.model(input_ids=ids, attention_mask=mask.long(), **given).last_hidden_state[mask]
 
     def _use(self, mode: str) -> None:
         self.model.set_attn_implementation(IMPLEMENTATION if mode == "packed" else self._padded_implementation)

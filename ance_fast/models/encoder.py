@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ance_fast.artifacts import MANIFEST, open_artifact, staged_artifact
+from ance_fast.data.chunks import ChunkRules
 from ance_fast.data.packing import PackedBatch, Packer, Shard, TokenTable
 from ance_fast.data.text_rules import lower_cased, released_tokenizer, text_rules
 from ance_fast.data.tokenize import TextEncoder, Tokens, text_encoder, token_dtype, tokenize
@@ -53,6 +54,7 @@ class Encoder(nn.Module):
             max_query_length=min(layout.max_query_length or longest, longest),
             max_document_length=min(layout.max_document_length or longest, longest),
         )
+        self.set_chunks(layout.chunks)
         self._text_encoders: dict[int, TextEncoder] = {}
         # Set when the weights in memory are a rounded copy of the checkpoint's.
         self._checkpoint_digest: str | None = None
@@ -169,8 +171,25 @@ class Encoder(nn.Module):
                 continue
             if not 3 <= value <= int(self.layout.max_seq_length or 0):
                 raise ConfigError(f"{name}={value}: this encoder takes 3 to {self.layout.max_seq_length} tokens")
+            if name == "max_document_length" and self.chunks is not None and value != self.chunks.length:
+                raise ConfigError(f"{name}={value}: documents are cut into chunks of {self.chunks.length} tokens")
             change: dict[str, Any] = {name: value}
             self.layout = dataclasses.replace(self.layout, **change)
+
+    @property
+    def chunks(self) -> ChunkRules | None:
+        """How token stores for this encoder cut documents into chunks (MaxP); None: they do not."""
+        return self.layout.chunks
+
+    def set_chunks(self, chunks: ChunkRules | None) -> None:
+        """Change `chunks`, whose length becomes the maximum document length (`ConfigError` beyond what the model can
+        take). `encode_document` does not cut: it embeds what fits one chunk."""
+        if chunks is not None:
+            longest = int(self.layout.max_seq_length or 0)
+            if chunks.length > longest:
+                raise ConfigError(f"chunks of {chunks.length} tokens: this encoder takes {longest}")
+            self.layout = dataclasses.replace(self.layout, max_document_length=chunks.length)
+        self.layout = dataclasses.replace(self.layout, chunks=chunks)
 
     def info(self) -> dict[str, str]:
         """How this encoder runs: architecture, device, dtype, packed or padded attention and the stack that embeds
@@ -246,6 +265,7 @@ class Encoder(nn.Module):
         packer = Packer(table)
         count = len(packer) if rows is None else len(rows)
         out = torch.zeros(count, self.dim, device=self.device)
+        padding = _padding_length(table)
         budget = batch_tokens or DEFAULT_BATCH_TOKENS.get(self.device.type, 4096)
         training = self.training
         self.eval()
@@ -255,9 +275,26 @@ class Encoder(nn.Module):
                     out[torch.as_tensor(batch.rows, device=self.device)] = self(batch.to(self.device))
                     if on_progress is not None:
                         on_progress(len(batch))
+                if padding:
+                    out[torch.as_tensor(packer.lengths(rows) == 0, device=self.device)] = self.padding_vector(padding)
         finally:
             self.train(training)
         return out
+
+    def padding_vector(self, length: int) -> Tensor:
+        """The embedding float32 [dim] of `length` padding tokens that see each other: what stands for a chunk past its
+        document's end where such chunks are kept. transformers 2.3.0 gives it for a row whose mask is 0 throughout.
+        """
+        batch = PackedBatch(
+            input_ids=torch.full((length,), self.backbone.pad_token_id),
+            position_ids=torch.arange(length),
+            cu_seqlens=torch.tensor([0, length], dtype=torch.int32),
+            max_seqlen=length,
+            rows=np.zeros(1, dtype=np.int64),
+        )
+        with self.backbone.inference():
+            # Within inference the result may lie in a buffer that the next call writes over.
+            return self(batch.to(self.device))[0].clone()
 
     def encode(
         self,
@@ -362,6 +399,12 @@ class Encoder(nn.Module):
         if max_length not in self._text_encoders:
             self._text_encoders[max_length] = text_encoder(self.tokenizer, max_length)
         return tokenize(texts, self._text_encoders[max_length], token_dtype(self.tokenizer))
+
+
+def _padding_length(table: TokenTable | Sequence[Shard]) -> int:
+    """Tokens of padding that rows without tokens stand for; 0 where they stand for nothing."""
+    chunks: ChunkRules | None = getattr(table, "chunks", None)
+    return chunks.length if chunks is not None and chunks.keep_empty else 0
 
 
 def _weights_digest(module: nn.Module) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ance_fast.data.chunks import ChunkRules
 from ance_fast.errors import ArtifactError, ConfigError
 
 NOTES = "ance_fast.json"
@@ -41,7 +42,7 @@ class HeadModule:
 
 @dataclass(frozen=True)
 class CheckpointLayout:
-    """Everything about a checkpoint except its tensors."""
+    """Everything about a checkpoint except its tensors. `chunks`: how it wants documents cut (MaxP), None: not at all."""
 
     transformer: Path
     pooling: str = "mean"
@@ -54,6 +55,7 @@ class CheckpointLayout:
     max_query_length: int | None = None
     max_document_length: int | None = None
     lower_case: bool = False
+    chunks: ChunkRules | None = None
 
 
 def refuse_missing_checkpoint(name: str) -> None:
@@ -95,7 +97,7 @@ def _download(name: str) -> Path:
 def read_layout(folder: Path) -> CheckpointLayout:
     """Read the layout of `folder`. Raises `ConfigError` for modules this package cannot reproduce exactly."""
     if not (folder / "modules.json").is_file():
-        return CheckpointLayout(transformer=folder)
+        return CheckpointLayout(transformer=folder, chunks=_chunks(folder))
     chain = [(entry["type"].rsplit(".", 1)[-1], folder / entry["path"]) for entry in _json(folder / "modules.json")]
     kinds = [kind for kind, _ in chain]
     if kinds[:2] != ["Transformer", "Pooling"]:
@@ -120,6 +122,7 @@ def read_layout(folder: Path) -> CheckpointLayout:
         max_query_length=text.get("query_length"),
         max_document_length=text.get("document_length"),
         lower_case=bool(text.get("do_lower_case", False)),
+        chunks=_chunks(folder),
     )
 
 
@@ -160,6 +163,7 @@ def write_layout(folder: Path, layout: CheckpointLayout, hidden_size: int, dim: 
             "similarity_fn_name": layout.similarity,
         },
     )
+    write_notes(folder, {"chunks": None if layout.chunks is None else layout.chunks.as_json()})
     return head_folders
 
 
@@ -176,6 +180,13 @@ def write_notes(folder: Path, notes: dict[str, Any]) -> None:
     said = {name: value for name, value in notes.items() if value is not None}
     if said:
         _write(folder / NOTES, said)
+
+
+def _chunks(folder: Path) -> ChunkRules | None:
+    try:
+        return ChunkRules.from_json(read_notes(folder).get("chunks"))
+    except (TypeError, ConfigError) as error:
+        raise ArtifactError(f"{folder / NOTES}: chunks: {error}") from error
 
 
 def _pooling_mode(folder: Path) -> str:
