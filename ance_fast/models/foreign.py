@@ -22,7 +22,7 @@ from ance_fast.data.text_rules import released_tokenizer
 from ance_fast.errors import ArtifactError, ConfigError
 from ance_fast.models.backbone import PackedBackbone
 from ance_fast.models.encoder import Encoder
-from ance_fast.models.layouts import CheckpointLayout, HeadModule, read_notes
+from ance_fast.models.layouts import CheckpointLayout, HeadModule, noted_chunks, read_notes
 
 # What of a layout a checkpoint of another program has no place for.
 NOTES = ("pooling", "max_seq_length", "max_query_length", "max_document_length")
@@ -96,7 +96,12 @@ def foreign_layout(folder: Path, tokenizer: Any, where: Path, head: tuple[HeadMo
     """The layout of the checkpoint `where`: first token, head, inner products, and what notes in `folder` say."""
     longest = tokenizer.model_max_length
     layout = CheckpointLayout(
-        where, pooling="cls", head=head, similarity="dot", max_seq_length=longest if longest < 10**9 else None
+        where,
+        pooling="cls",
+        head=head,
+        similarity="dot",
+        max_seq_length=longest if longest < 10**9 else None,
+        chunks=noted_chunks(folder),
     )
     notes = read_notes(folder)
     return dataclasses.replace(layout, **{name: notes[name] for name in NOTES if name in notes})
@@ -153,7 +158,7 @@ def refuse_unwritable(encoder: Encoder, form: str, pooling: tuple[str, ...] = ("
     """Raise `ConfigError` for what no checkpoint of another program has a place for."""
     layout = encoder.layout
     problem = None
-    if getattr(encoder, "query_encoder", None) is not None:
+    if encoder.query_encoder is not None:
         problem = "has two towers"
     elif layout.pooling not in pooling:
         problem = f"has {layout.pooling} pooling (there it is {' or '.join(pooling)})"
@@ -176,4 +181,6 @@ def as_float32(encoder: Encoder) -> dict[str, Tensor]:
 
 def notes_of(encoder: Encoder) -> dict[str, Any]:
     """What `foreign_layout` reads back."""
-    return {name: getattr(encoder.layout, name) for name in NOTES}
+    chunks = encoder.layout.chunks
+    settings = {name: getattr(encoder.layout, name) for name in NOTES}
+    return settings | {"chunks": None if chunks is None else chunks.as_json()}

@@ -46,18 +46,18 @@ class Collection:
         from ance_fast.encoding import StageTimes, encode_matrix
         from ance_fast.encoding.budget import default_budget
 
-        times = StageTimes()
+        times, tower = StageTimes(), self.encoder.for_queries
         with times.running():
             queries = read_queries(data, split)
             with times.host("tokenise"):
                 tokens = TokenStore.from_texts(
                     list(queries.values()),
-                    self.encoder.tokenizer,
+                    tower.tokenizer,
                     ids=list(queries),
-                    max_length=self.encoder.max_query_length,
-                    prompt=self.encoder.query_prompt,
+                    max_length=tower.max_query_length,
+                    prompt=tower.query_prompt,
                 )
-            encoded = encode_matrix(self.encoder, tokens, batch_tokens=default_budget(self.encoder.device), times=times)
+            encoded = encode_matrix(tower, tokens, batch_tokens=default_budget(tower.device), times=times)
             with times.host("search"):
                 found = self.index.search(encoded, k, params=params)
             with times.host("write"):
