@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_folder, refuse_missing_model
+from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_folder, refuse_missing_model, refuse_unknown_preset
+from ance_fast.cli.options import TextPreset
 from ance_fast.cli.output import print_json, print_stages
 from ance_fast.errors import ConfigError
 
@@ -57,6 +58,7 @@ def mine(
     max_document_length: Annotated[int | None, typer.Option(help="Tokens.")] = None,
     seed: Annotated[int, typer.Option(help="Of random draws.")] = 42,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
+    text_preset: TextPreset = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
     """Mine hard negatives for every training query: the nearest passages that are none of its positives.
@@ -76,6 +78,7 @@ def mine(
         raise ConfigError(f"--metric {metric!r}: choose ip or cosine")
     refuse_missing_data(data)
     refuse_missing_model(model)
+    refuse_unknown_preset(text_preset)
     refuse_missing_folder(index)
     from ance_fast.mining.limits import Limits
 
@@ -98,6 +101,7 @@ def mine(
             dtype="float32",
             max_query_length=max_query_length,
             max_document_length=max_document_length,
+            text_preset=text_preset,
         )
         passages = _passages(encoder, dataset, index, metric, output, times)
         needs = training_needs(dataset, passages)

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_folder, refuse_missing_model
+from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_folder, refuse_missing_model, refuse_unknown_preset
+from ance_fast.cli.options import TextPreset
 from ance_fast.cli.output import print_json, print_stages
 from ance_fast.errors import ConfigError
 
@@ -100,6 +101,7 @@ def search(
         str | None, typer.Option(help="Parameters of an approximate index: nprobe=64 or efSearch=200.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
+    text_preset: TextPreset = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document a query.")] = False,
 ) -> None:
     """Search passages by meaning: one query, one after the other as they are typed, or a file of them into a run.
@@ -115,8 +117,9 @@ def search(
     chosen = parse_params(params)
     refuse_missing_folder(run, store)
     refuse_missing_model(model)
+    refuse_unknown_preset(text_preset)
     refuse_missing_data(queries)
-    collection = open_collection(run, model, store, device)
+    collection = open_collection(run, model, store, device, text_preset)
     if queries is not None and output is not None:
         result = collection.answer(queries, split, output, k or 100, chosen)
         if json:
@@ -135,7 +138,9 @@ def search(
             _show(text, hits, milliseconds, len(collection.index))
 
 
-def open_collection(run: Path, model: str | None, store: Path | None, device: str = "auto") -> Collection:
+def open_collection(
+    run: Path, model: str | None, store: Path | None, device: str = "auto", text_preset: str | None = None
+) -> Collection:
     """Load encoder, index and texts; refuses an index made by another encoder (`ArtifactError`)."""
     whole = (run / "index").is_dir() and (run / "final").is_dir()
     if not whole and model is None:
@@ -144,7 +149,7 @@ def open_collection(run: Path, model: str | None, store: Path | None, device: st
     from ance_fast.index import Index
     from ance_fast.models import Encoder
 
-    encoder = Encoder.load(model or str(run / "final"), device=device, dtype="float32")
+    encoder = Encoder.load(model or str(run / "final"), device=device, dtype="float32", text_preset=text_preset)
     index = Index.load(run / "index" if whole else run, fingerprint=encoder.fingerprint())
     place = store or (run / "passages" if whole else None)
     return Collection(encoder, index, TokenStore.open(place, verify=False) if place is not None else None)
