@@ -19,6 +19,7 @@ import typer
 from rich.logging import RichHandler
 
 from ance_fast.cli.commands.bm25 import bm25
+from ance_fast.cli.commands.convert import convert
 from ance_fast.cli.commands.demo import demo
 from ance_fast.cli.commands.encode import encode
 from ance_fast.cli.commands.evaluate import evaluate
@@ -58,7 +59,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train dense retrievers with ANCE; encode, index and search corpora.",
 )
-for command in (demo, tokenize, encode, index, search, mine, train, recipes, report, rank, bm25, evaluate, info):
+_COMMANDS = (demo, tokenize, encode, index, search, mine, train, recipes, report, rank, bm25, evaluate, convert, info)
+for command in _COMMANDS:
     app.command(name=command.__name__, cls=RecipeCommand if command is train else None)(_interruptible(command))
 
 

@@ -114,7 +114,7 @@ def prepare(
     texts = [dataset.queries[query] for query in ids]
     queries = TokenStore.from_texts(
         texts,
-        encoder.tokenizer,
+        encoder.for_queries.tokenizer,
         ids=ids,
         max_length=max_query_length or encoder.max_query_length,
         prompt=encoder.query_prompt,

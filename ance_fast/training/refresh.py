@@ -69,7 +69,7 @@ def take_snapshot(
     passages = _encoded(encoder, examples.passages, "passages", batch_tokens, ranks)
     encoded = torch.zeros(0, encoder.dim)
     if queries:
-        encoded = _encoded(encoder, examples.queries, "queries", batch_tokens, ranks)
+        encoded = _encoded(encoder.for_queries, examples.queries, "queries", batch_tokens, ranks)
     ids, fingerprint = examples.passages.ids.arrow, encoder.fingerprint()
     if factory == "Flat":
         # Searched where it lies, on the encoder's device; the pipeline has checked that it is finite.

@@ -120,20 +120,24 @@ class AnceTrainer(Trainer):
         self.folder = Path(config.output_dir)
         self.run_folder = RunFolder(self.folder)
         self.encoder = encoder
-        if encoder.backbone.dtype != torch.float32:
-            raise ConfigError(
-                f"the encoder's weights are {str(encoder.backbone.dtype).removeprefix('torch.')}, too coarse for an "
-                "optimizer's steps: load it with dtype='float32'; trainer_arguments={'bf16': True} computes in halves"
-            )
+        for tower in encoder.towers:
+            if tower.backbone.dtype != torch.float32:
+                raise ConfigError(
+                    f"the encoder's weights are {str(tower.backbone.dtype).removeprefix('torch.')}, too coarse for an "
+                    "optimizer's steps: load it with dtype='float32'; trainer_arguments={'bf16': True} computes in "
+                    "halves"
+                )
         lengths = {"max_query_length": config.max_query_length, "max_document_length": config.max_document_length}
         encoder.set_lengths(**lengths)
-        if not encoder.layout.normalize:
-            # Scores in training, mining and search are inner products: the checkpoint says so.
-            encoder.layout = replace(encoder.layout, similarity="dot")
+        for tower in encoder.towers:
+            if not tower.layout.normalize:
+                # Scores in training, mining and search are inner products: the checkpoint says so.
+                tower.layout = replace(tower.layout, similarity="dot")
         start = encoder.fingerprint()
         evaluate({"q": {"d": 1.0}}, {"q": {"d": 1}}, metrics=config.metrics)  # an unknown metric is refused now
         if config.dropout is not None:
-            encoder.backbone.set_dropout(config.dropout)
+            for tower in encoder.towers:
+                tower.backbone.set_dropout(config.dropout)
         refuse_unreadable(config.candidates)
         self.examples: Examples = prepare(
             dataset,
@@ -159,7 +163,9 @@ class AnceTrainer(Trainer):
         self._final: dict[str, float] = {}
         self.sampler = run_sampler(self.examples, config, dataset.scores)
         self._data = data_identity(start, self.examples, self.held_out, self.sampler)
-        self._make_batch = BatchMaker(self.examples, self.sampler, encode_tokens=config.encode_tokens)
+        self._make_batch = BatchMaker(
+            self.examples, self.sampler, encode_tokens=config.encode_tokens, two_towers=len(encoder.towers) > 1
+        )
         per_step = config.batch_size * config.gradient_accumulation_steps * self.ranks.size
         self._triples = triple_order(config, self.examples, self.sampler, self.ranks)
         self.steps_per_epoch = max(1, math.ceil(epoch_length(config, self.examples) / per_step))
@@ -272,13 +278,19 @@ class AnceTrainer(Trainer):
     def _grad_cache(self, model: nn.Module, kept_tokens: int | None) -> GradCache:
         device = self.args.device
 
-        def encode(chunk: PackedBatch) -> Tensor:
+        def encode(chunk: PackedBatch, **options: bool) -> Tensor:
             # Entered for each chunk: what is encoded again is so after the stock trainer has left it.
             with self.compute_loss_context_manager():
-                return model(chunk.to(device))
+                return model(chunk.to(device), **options)
 
-        no_sync = functools.partial(self.accelerator.no_sync, model)
-        return GradCache(encode, device, kept_tokens=kept_tokens, no_sync=no_sync)
+        several = self.ranks.size > 1 and len(self.encoder.towers) > 1
+        return GradCache(
+            encode,
+            device,
+            kept_tokens=kept_tokens,
+            no_sync=functools.partial(self.accelerator.no_sync, model),
+            encode_last=functools.partial(encode, reach_all=True) if several else None,
+        )
 
     # ---- negatives ----
 

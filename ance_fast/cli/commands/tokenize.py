@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_model
+from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_model, refuse_unknown_preset
+from ance_fast.cli.options import TextPreset
 from ance_fast.cli.output import print_json
 
 
@@ -19,6 +20,7 @@ def tokenize(
     model: Annotated[str, typer.Option("--model", "-m", help="Checkpoint whose tokenizer to use.")],
     max_length: Annotated[int | None, typer.Option(help="Tokens a passage is cut at (default: the model's).")] = None,
     num_proc: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
+    text_preset: TextPreset = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
     """Tokenise a corpus once into a memory-mapped Arrow token store; an interrupted run goes on where it stopped.
@@ -32,11 +34,14 @@ def tokenize(
     """
     refuse_missing_data(data)
     refuse_missing_model(model)
+    refuse_unknown_preset(text_preset)
     from ance_fast.data import TokenStore, load_corpus
     from ance_fast.data.token_build import Tokenised
     from ance_fast.models import Encoder
 
-    encoder = Encoder.load(model, device="cpu", attention="padded", max_document_length=max_length)
+    encoder = Encoder.load(
+        model, device="cpu", attention="padded", max_document_length=max_length, text_preset=text_preset
+    )
     started = time.monotonic()
     store = TokenStore.build(
         load_corpus(data),

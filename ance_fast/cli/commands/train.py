@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_files, refuse_missing_model
+from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_files, refuse_missing_model, refuse_unknown_preset
+from ance_fast.cli.options import TextPreset
 from ance_fast.cli.output import print_json, print_table, program
 from ance_fast.cli.recipes import chosen_recipe
 from ance_fast.errors import ConfigError
@@ -37,6 +38,9 @@ def train(
         Path | None, typer.Option(help="More judgements of training queries (qrels file), to count false negatives by.")
     ] = None,
     num_layers: Annotated[int | None, typer.Option(min=1, help="Keep only the first layers.")] = None,
+    two_towers: Annotated[
+        bool, typer.Option("--two-towers", help="Train a query and a document encoder that both begin as MODEL.")
+    ] = False,
     max_steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 1000,
     batch_size: Annotated[int, typer.Option(help="Queries of a forward and backward pass, in each process.")] = 32,
     gradient_accumulation: Annotated[int, typer.Option(help="Passes of an optimizer step.")] = 1,
@@ -148,6 +152,7 @@ def train(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
     num_proc: Annotated[int, typer.Option(min=1, help="Tokenising processes.")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest valid checkpoint.")] = False,
+    text_preset: TextPreset = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on the last line.")] = False,
 ) -> None:
     """Train with negatives from an index of the corpus, refreshed while the encoder learns.
@@ -169,6 +174,7 @@ def train(
         chosen.prepare()
     refuse_missing_data(data)
     refuse_missing_model(model)
+    refuse_unknown_preset(text_preset)
     refuse_missing_files(
         *(_named_file(text)[1] for text in candidates or []), *(file for file in (judged, answers, documents) if file)
     )
@@ -236,7 +242,8 @@ def train(
     dev = load_dataset(data, split=dev_split) if dev_split else None
     test = load_dataset(data, split=test_split) if test_split else None
     judgements = read_qrels(judged) if judged else None
-    encoder = Encoder.load(model, device=device, dtype="float32", num_layers=num_layers)
+    encoder = Encoder.load(model, device=device, dtype="float32", num_layers=num_layers, text_preset=text_preset)
+    encoder = encoder.two_towers() if two_towers else encoder
     trainer = AnceTrainer(encoder, dataset, config, dev=dev, judged=judgements, ranks=ranks)
     result: dict[str, Any] = {"output": str(output), "dev": trainer.train(resume=resume), "seconds": trainer.seconds}
     if ranks.leads:
