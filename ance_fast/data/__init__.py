@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ance_fast.data.beir import read_beir
 from ance_fast.data.candidates import read_candidates
+from ance_fast.data.chunks import ChunkRules
 from ance_fast.data.dataset import Corpus, Dataset
 from ance_fast.data.dpr import read_dpr
 from ance_fast.data.hf_datasets import read_datasets
@@ -26,6 +27,7 @@ from ance_fast.data.training_jsonl import read_jsonl
 from ance_fast.data.trec import Run, read_qrels, read_run, write_run
 
 __all__ = [
+    "ChunkRules",
     "Corpus",
     "Dataset",
     "Document",

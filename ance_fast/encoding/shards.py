@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from ance_fast.artifacts import open_artifact
-from ance_fast.data.token_store import IdColumn
+from ance_fast.data.id_column import IdColumn
 from ance_fast.encoding.shard_writer import map_shard
 from ance_fast.errors import ArtifactError
 
