@@ -5,6 +5,7 @@ A new format is one file with a reader that returns a `Dataset`, and one entry i
 
 from __future__ import annotations
 
+from ance_fast.data.ance_cache import read_ance_cache
 from ance_fast.data.beir import read_beir
 from ance_fast.data.candidates import read_candidates
 from ance_fast.data.chunks import ChunkRules
@@ -41,6 +42,7 @@ __all__ = [
     "load_corpus",
     "load_dataset",
     "open_passages",
+    "read_ance_cache",
     "read_beir",
     "read_candidates",
     "read_corpus_jsonl",

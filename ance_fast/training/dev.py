@@ -19,10 +19,10 @@ class HeldOut:
     def __init__(self, dataset: Dataset, encoder: Encoder, max_query_length: int | None = None) -> None:
         self.ids = list(dataset.queries)
         self.qrels = dataset.qrels
-        self.queries = TokenStore.from_texts(
-            list(dataset.queries.values()),
+        self.queries = TokenStore.of_queries(
+            dataset,
+            self.ids,
             encoder.tokenizer,
-            ids=self.ids,
             max_length=max_query_length or encoder.max_query_length,
             prompt=encoder.query_prompt,
         )
