@@ -20,10 +20,10 @@ class HeldOut:
         tower = encoder.for_queries
         self.ids = list(dataset.queries)
         self.qrels = dataset.qrels
-        self.queries = TokenStore.from_texts(
-            list(dataset.queries.values()),
+        self.queries = TokenStore.of_queries(
+            dataset,
+            self.ids,
             tower.tokenizer,
-            ids=self.ids,
             max_length=max_query_length or tower.max_query_length,
             prompt=tower.query_prompt,
         )

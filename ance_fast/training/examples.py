@@ -21,9 +21,10 @@ class Examples:
     """Training queries and the passages they are about.
 
     Query i's positives are `positive_rows[positive_offsets[i] : positive_offsets[i + 1]]`, ascending rows of `passages`
-    (both int64). `texts[i]` is its text, which only lexical retrieval needs. `given` holds the negatives the data set
-    brings: (query index, passage row) pairs, int64 [m, 2], or None. `judgements`: what is known of other passages.
-    `triples`: int [T, 3] query index, positive row, negative row, where the data set is a list of these.
+    (both int64). `texts[i]` is its text, which only lexical retrieval needs; there are none of a data set of tokens.
+    `given` holds the negatives the data set brings: (query index, passage row) pairs, int64 [m, 2], or None.
+    `judgements`: what is known of other passages. `triples`: int [T, 3] query index, positive row, negative row, where
+    the data set is a list of these.
     """
 
     passages: TokenStore
@@ -111,11 +112,11 @@ def prepare(
     ids = [query for query in dataset.queries if positives.get(query)]
     if len(passages) < 2:
         raise DataError(f"{dataset.name}: the corpus has {len(passages)} passage; negatives need at least 2")
-    texts = [dataset.queries[query] for query in ids]
-    queries = TokenStore.from_texts(
-        texts,
+    texts = [] if dataset.query_tokens is not None else [dataset.queries[query] for query in ids]
+    queries = TokenStore.of_queries(
+        dataset,
+        ids,
         encoder.for_queries.tokenizer,
-        ids=ids,
         max_length=max_query_length or encoder.max_query_length,
         prompt=encoder.query_prompt,
     )

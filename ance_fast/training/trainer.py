@@ -85,7 +85,8 @@ def _collate(items: list[dict[str, int]]) -> dict[str, Tensor]:
 
 def _judgements(dataset: Dataset, dev: Dataset | None, judged: Grades | None) -> list[Grades]:
     """What may judge training queries; those of `dev` only where id and text agree, since ids of splits can clash."""
-    shared = dev.queries.items() & dataset.queries.items() if dev is not None else set()
+    texts = dataset.query_tokens is None and dev is not None and dev.query_tokens is None
+    shared = dev.queries.items() & dataset.queries.items() if texts and dev is not None else set()
     if judged and not judged.keys() & dataset.queries.keys():
         raise DataError(f"{dataset.name}: none of the {len(judged)} queries in `judged` is a training query")
     from_dev = {query: dev.qrels[query] for query, _ in shared if query in dev.qrels} if dev is not None else {}
