@@ -16,7 +16,9 @@ from ance_fast.errors import ConfigError
 from ance_fast.evaluation.answer_match import AnswerWords, _code_points, has_answer, words_of
 
 # Every code point, surrogates too; letters that are hard, more often.
-HARD = "aA1.ςσΣİıſßǅéÉ\u0301\u0345\u00a0\u2028\u200b\u00ad\ufeff\ud800K\u212b가ﬁⒶⓐ٣𝟘😀\U0010ffff'$^*(|\t\n"
+HARD = (
+    "aA1.ςσΣİıſßǅéÉ\u0301\u0345\u00a0\u2028\u200b\u00ad\ufeff\ud800\u212a\u212b가ﬁⒶⓐ٣\U0001d7d8😀\U0010ffff'$^*(|\t\n"
+)
 texts = st.text(st.one_of(st.sampled_from(HARD), st.characters()), max_size=12)
 
 
@@ -38,9 +40,9 @@ def held(answers: list[str], text: str) -> bool:
     return False
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(st.lists(st.lists(texts, max_size=3), min_size=1, max_size=3), st.lists(texts, min_size=1, max_size=4))
-@example([["ΟΔΟΣ", "Σ"], [""], []], ["οδος σ", "οδοσ", "", "ΟΔΟΣ.ς"])
+@example([["ΟΔΟΣ", "Σ"], [""], []], ["οδος σ", "οδοσ", "", "ΟΔΟΣ.ς"])  # noqa: RUF001
 @example([["C++", "a.b", "[x]*", "$5", "\\d"]], ["in c + +", "a . B", "[X] *", "5 $ 5", "\\ D", "axb"])
 def test_every_pair_is_matched_as_dpr_does(answers: list[list[str]], passages: list[str]) -> None:
     # Texts made of the answers as well, or few would match.
@@ -103,7 +105,8 @@ def test_many_texts_are_cut_the_same_by_any_number_of_threads(threads: int) -> N
     answers = [[" ".join(map(str, generator.integers(0, 3000, 1 + query % 2)))] for query in range(500)]
     words = AnswerWords(answers, threads=threads)
     cut = words.cut(passages)
-    numbers = {word: number for number, word in enumerate(dict.fromkeys(" ".join(sum(answers, [])).split()), 1)}
+    in_order = dict.fromkeys(word for [answer] in answers for word in answer.split())
+    numbers = {word: number for number, word in enumerate(in_order, 1)}
     assert cut.words.tolist() == [numbers.get(word, 0) for passage in passages for word in passage.split()]
     assert np.diff(cut.offsets).tolist() == [len(passage.split()) for passage in passages]
     queries, rows = generator.integers(0, 500, 20_000), generator.integers(0, 3000, 20_000)
