@@ -17,13 +17,6 @@ def refuse_missing_data(*specs: str | None) -> None:
             refuse_missing(spec)
 
 
-def refuse_missing_answers(spec: str) -> None:
-    """Raise `DataError` where a file of answers is not there."""
-    from ance_fast.data.sources import answer_files
-
-    answer_files(spec)
-
-
 def refuse_missing_model(name: str | None) -> None:
     """Raise `ArtifactError` for what can only be a path and is no folder. None: not given."""
     from ance_fast.models.layouts import refuse_missing_checkpoint

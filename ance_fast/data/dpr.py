@@ -67,14 +67,17 @@ def read_dpr(
     """
     if positives not in ("first", "all"):
         raise ConfigError(f'positives must be "first" or "all", not {positives!r}')
+    if questions not in (None, *SETS):
+        raise ConfigError(f"questions must be {' or '.join(SETS)}, not {questions!r}")
     folder = Path(path)
     corpus = Corpus(find_file(folder, *PASSAGES), lambda file: passage_lines(file, separator), folder.name)
     if split is None:
         return Dataset(folder.name, corpus, {}, Qrels())
     plain = without_mark if strip_question_mark else str
+    files = _split_files(folder, split, questions)
     found = _Found({}, Qrels(), {})
-    for prefix, file in question_files(folder, split, questions).items():
-        found = _added(found, file, prefix, plain, None if positives == "all" else 1)
+    for name, file in files.items():
+        found = _added(found, file, f"{name}-" if len(files) > 1 else "", plain, None if positives == "all" else 1)
     return Dataset(folder.name, corpus, found.queries, found.qrels, split, found.negatives or None)
 
 
@@ -150,13 +153,7 @@ def _added(found: _Found, file: Path, prefix: str, plain: Callable[[str], str], 
     return found._replace(qrels=qrels)
 
 
-def question_files(folder: Path, split: str, questions: str | None = None) -> dict[str, Path]:
-    """The files of a split, by what ids of their questions begin with in `read_dpr`: "" where there is one file.
-
-    Raises `DataError`: none is there; `ConfigError`: no such questions.
-    """
-    if questions not in (None, *SETS):
-        raise ConfigError(f"questions must be {' or '.join(SETS)}, not {questions!r}")
+def _split_files(folder: Path, split: str, questions: str | None) -> dict[str, Path]:
     wanted = SETS if questions is None else (questions,)
     names = {
         name: (
@@ -172,7 +169,7 @@ def question_files(folder: Path, split: str, questions: str | None = None) -> di
     if not found:
         looked_for = ", ".join(file for files in names.values() for file in files)
         raise DataError(f"{folder}: no split {split!r}: none of {looked_for} (plain, .gz or .zst) found there")
-    return {f"{name}-" if len(found) > 1 else "": file for name, file in found.items()}
+    return found
 
 
 def _contexts(value: dict[str, Any], key: str, where: str) -> list[str]:

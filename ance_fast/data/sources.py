@@ -18,7 +18,7 @@ from ance_fast.data.ance_cache import read_ance_cache
 from ance_fast.data.beir import read_beir
 from ance_fast.data.candidates import read_top1000
 from ance_fast.data.dataset import Corpus, Dataset
-from ance_fast.data.dpr import PASSAGES, question_files, read_dpr
+from ance_fast.data.dpr import PASSAGES, read_dpr
 from ance_fast.data.hf_datasets import read_datasets
 from ance_fast.data.input_files import STDIN, find_file, has_file, is_pipe, list_files, plain_name
 from ance_fast.data.irds import read_irds
@@ -168,20 +168,6 @@ def load_corpus(spec: str | Path) -> Corpus:
 def open_passages(spec: str | Path) -> TokenStore | Corpus:
     """What `spec` names: a token store, opened, or the corpus of a data set. Raises `ArtifactError`, `DataError`."""
     return TokenStore.open(spec, verify=False) if _is_store(spec) else load_corpus(spec)
-
-
-def answer_files(spec: str) -> dict[str, Path]:
-    """The files with the answers to training questions, by what the ids of their questions begin with in the data set.
-
-    spec: a file, or `dpr:DIR[?questions=nq]` for those of the data set of that name. Raises `DataError`: not there.
-    """
-    name, colon, path = spec.partition(":")
-    if not (colon and name == "dpr"):
-        if not Path(spec).exists():
-            raise DataError(f"{spec}: no such file")
-        return {"": Path(spec)}
-    folder, options = _split_options(path)
-    return question_files(Path(folder), "train", options.get("questions"))
 
 
 def refuse_missing(spec: str | Path) -> None:

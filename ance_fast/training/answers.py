@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
-from ance_fast.data.sources import answer_files
 from ance_fast.data.token_store import TokenStore
 from ance_fast.errors import DataError
 from ance_fast.evaluation.answer_match import AnswerWords, words_of
@@ -61,21 +61,19 @@ class AnswerMatch:
 
 
 def read_answers(path: str, examples: Examples) -> AnswerMatch:
-    """From JSON Lines {"query": id, "answers": [strings]}, from DPR's and KILT's files (`read_answer_lists`), or from
-    those of a data set (`answer_files`).
+    """From JSON Lines {"query": id, "answers": [strings]}, or from DPR's and KILT's files (`read_answer_lists`).
 
     Raises `DataError` with file and line: another form, an answer without a word (all passages would hold it), a query
     that comes twice, a file in which no training query has an answer.
     """
     row_of = {query: row for row, query in enumerate(examples.queries.ids)}
     answers: dict[int, list[str]] = {}
-    for prefix, file in answer_files(path).items():
-        for line, query, some in read_answer_lists(file):
-            blank = next((one for one in some if not words_of(one)), None)
-            if blank is not None:
-                raise DataError(f"{file}:{line}: the answer {blank!r} holds no word")
-            if some and prefix + query in row_of:
-                answers[row_of[prefix + query]] = some
+    for line, query, some in read_answer_lists(Path(path)):
+        blank = next((one for one in some if not words_of(one)), None)
+        if blank is not None:
+            raise DataError(f"{path}:{line}: the answer {blank!r} holds no word")
+        if some and query in row_of:
+            answers[row_of[query]] = some
     if not answers:
         raise DataError(f"{path}:1: no answers to a training query: another split, or another form of id?")
     return AnswerMatch(examples.passages, answers)

@@ -47,28 +47,6 @@ def test_it_reaches_a_worker_process_by_its_answers() -> None:
     assert again.digest() != AnswerMatch(None, {0: ["ab"], 3: ["É"]}).digest()  # type: ignore[arg-type]
 
 
-def test_a_data_set_of_several_files_gives_its_answers_under_its_own_ids(tmp_path: Path) -> None:
-    (tmp_path / "nq-train.json").write_text(json.dumps([{"question": "a?", "answers": ["Bern"]}]), encoding="utf-8")
-    (tmp_path / "biencoder-trivia-train.json").write_text(json.dumps([{"question": "b", "answers": ["Rome"]}]))
-    (tmp_path / "trivia-dev.json").write_text("[]")
-    examples: Any = SimpleNamespace(
-        queries=SimpleNamespace(ids=["nq-0", "trivia-0"]), passages=store("in Bern", "in Rome", "Paris")
-    )
-    match = read_answers(f"dpr:{tmp_path}", examples)
-    assert match(np.array([0, 0, 1, 1]), np.array([0, 1, 1, 2])).tolist() == [True, False, True, False]
-    one: Any = SimpleNamespace(queries=SimpleNamespace(ids=["0"]), passages=examples.passages)
-    assert read_answers(f"dpr:{tmp_path}?questions=trivia", one)(np.array([0, 0]), np.array([1, 0])).tolist() == [
-        True,
-        False,
-    ]
-    with pytest.raises(DataError, match="no answers to a training query"):
-        read_answers(f"dpr:{tmp_path}", one)
-    with pytest.raises(DataError, match="no split 'train'"):
-        read_answers(f"dpr:{tmp_path / 'x'}", one)
-    with pytest.raises(DataError, match="x.jsonl: no such file"):
-        read_answers(f"{tmp_path}/x.jsonl", one)
-
-
 @settings(deadline=None, max_examples=40)
 @given(st.data())
 def test_pairs_are_answered_in_their_order_whatever_it_is(data: st.DataObject) -> None:

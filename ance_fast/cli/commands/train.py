@@ -9,13 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ance_fast.cli.inputs import (
-    refuse_missing_answers,
-    refuse_missing_data,
-    refuse_missing_files,
-    refuse_missing_model,
-    refuse_unknown_preset,
-)
+from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_files, refuse_missing_model, refuse_unknown_preset
 from ance_fast.cli.options import TextPreset
 from ance_fast.cli.output import print_json, print_table, program
 from ance_fast.cli.recipes import chosen_recipe
@@ -140,10 +134,7 @@ def train(
     ] = None,
     answers: Annotated[
         str | None,
-        typer.Option(
-            help='JSON Lines, {"query": ID, "answers": [...]}, a file of DPR or KILT, or dpr:DIR: '
-            "what holds an answer is no negative."
-        ),
+        typer.Option(help='JSON Lines, {"query": ID, "answers": [...]}: what holds an answer is no negative.'),
     ] = None,
     documents: Annotated[
         str | None,
@@ -185,10 +176,8 @@ def train(
     refuse_missing_model(model)
     refuse_unknown_preset(text_preset)
     refuse_missing_files(
-        *(_named_file(text)[1] for text in candidates or []), *(file for file in (judged, documents) if file)
+        *(_named_file(text)[1] for text in candidates or []), *(file for file in (judged, answers, documents) if file)
     )
-    if answers is not None:
-        refuse_missing_answers(answers)
     from ance_fast.data import load_dataset, read_qrels, write_run
     from ance_fast.models import Encoder
     from ance_fast.training import AnceConfig, AnceTrainer
