@@ -41,7 +41,7 @@ class HeadModule:
 
 @dataclass(frozen=True)
 class CheckpointLayout:
-    """Everything about a checkpoint except its tensors. `chunks`: how it wants documents cut (MaxP), None: not at all."""
+    """Everything about a checkpoint except its tensors. `chunks`: how documents are cut for it (MaxP), None: not."""
 
     transformer: Path
     pooling: str = "mean"

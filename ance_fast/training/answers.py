@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ance_fast.data.chunked_documents import StoreDocuments
 from ance_fast.data.text_lines import read_json_lines
 from ance_fast.data.token_store import TokenStore
 from ance_fast.errors import DataError
@@ -27,7 +28,7 @@ class AnswerMatch:
     Source: `has_answer` of DPR (Karpukhin et al., EMNLP 2020).
     """
 
-    def __init__(self, passages: TokenStore, answers: Mapping[int, list[str]]) -> None:
+    def __init__(self, passages: TokenStore | StoreDocuments, answers: Mapping[int, list[str]]) -> None:
         self._passages = passages
         self._answers = {query: [_words(answer) for answer in some] for query, some in answers.items()}
 
@@ -70,7 +71,7 @@ def read_answers(path: str, examples: Examples) -> AnswerMatch:
             answers[row_of[query]] = some
     if not answers:
         raise DataError(f"{path}:1: no answers to a training query: another split, or another form of id?")
-    return AnswerMatch(examples.passages, answers)
+    return AnswerMatch(examples.corpus, answers)
 
 
 def _words(text: str) -> str:

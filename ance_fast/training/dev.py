@@ -29,7 +29,7 @@ class HeldOut:
 
     def search(self, encoder: Encoder, index: Index, k: int = 100) -> dict[str, dict[str, float]]:
         """The run of every query to depth `k`."""
-        return index.search(encoder.encode_tokens(self.queries).cpu().numpy(), k).to_run(self.ids)
+        return index.search_documents(encoder.encode_tokens(self.queries).cpu().numpy(), k).to_run(self.ids)
 
 
 class DevMeasure:

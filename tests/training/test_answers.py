@@ -22,7 +22,7 @@ from ance_fast.training.examples import Examples
 
 def store(*texts: str) -> Any:
     """Stands for a token store where only texts matter."""
-    return SimpleNamespace(document=lambda row: SimpleNamespace(full_text=texts[row]))
+    return SimpleNamespace(chunked=None, document=lambda row: SimpleNamespace(full_text=texts[row]))
 
 
 @pytest.mark.parametrize(

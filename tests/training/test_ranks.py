@@ -34,6 +34,7 @@ ALIKE: dict[str, dict[str, Any]] = {
     "contrastive": {"refresh_overlap": 1.0},
     "pairwise": {"loss": "pairwise", "start": "index", "encode_tokens": 96, "gradient_accumulation_steps": 2},
     "look-ahead": {"sampler": "ance-tele", "start": "random", "negatives_per_query": 2},
+    "max-passage": {"chunks": "ours,length=32,count=3"},
 }
 SHORT: dict[str, Any] = {"max_steps": 8, "first_refresh": 3, "refresh_every": 3, "dropout": 0.0}
 # The second epoch begins with step 8.
