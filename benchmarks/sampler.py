@@ -125,8 +125,9 @@ class Problem:
         scores = np.sort(generator.random((queries, width), dtype=np.float32), axis=1)[:, ::-1].copy()
         self.positive_scores = np.full(queries, 0.9, dtype=np.float32)
         self.table = NegativeTable(rows, scores, "index", 1, 1)
-        stores: list[Any] = [_Rows(PASSAGES), _Rows(queries)]
-        self.examples = Examples(*stores, [], np.arange(queries + 1), positives)
+        passages: Any = _Rows(PASSAGES)
+        asked: Any = _Rows(queries)
+        self.examples = Examples(passages, asked, [], np.arange(queries + 1), positives)
         self.sampler = NegativeSampler(self.examples, seed=0, count=1, config=CONFIG)
 
     def choose(self) -> NegativeTable:
