@@ -42,7 +42,7 @@ RECOVERY: dict[str, Any] = {
     "batch_size": 8,
     "gradient_accumulation_steps": 2,
     "dropout": 0.1,
-    "encode_tokens": 96,
+    "encode_tokens": 192,
     "save_every": 3,
     "logging_steps": 3,
 }
