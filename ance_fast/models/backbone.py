@@ -61,7 +61,19 @@ def load_transformer(folder: Path, num_layers: int | None) -> PreTrainedModel:
     if getattr(model, "pooler", None) is not None:
         # No pooling here uses it: frozen, it costs no optimizer state and leaves no gradient-less parameter for DDP.
         model.pooler.requires_grad_(False)
+    if getattr(model.config, "frozen_token_types", False):
+        # It stands in for nothing: the architecture that these weights come from has no token types.
+        model.embeddings.token_type_embeddings.requires_grad_(False)
     return model
+
+
+def keep_layers(model: PreTrainedModel, num_layers: int, where: Path) -> None:
+    """Leave only the first layers of a RoBERTa-shaped model (`ConfigError` if it has fewer)."""
+    encoder: Any = model.encoder
+    if not 1 <= num_layers <= len(encoder.layer):
+        raise ConfigError(f"num_layers={num_layers}: {where} has {len(encoder.layer)} layers")
+    encoder.layer = encoder.layer[:num_layers]
+    model.config.num_hidden_layers = num_layers
 
 
 class PackedBackbone(nn.Module):

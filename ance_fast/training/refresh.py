@@ -49,8 +49,8 @@ class Snapshot:
         empty = self.documents is not None and bool((self.documents.filled < np.diff(self.documents.starts)).any())
         return is_flat(self.index.factory) and not empty
 
-    def products(self, queries: slice, candidates: np.ndarray) -> np.ndarray:
-        """Inner products of these queries with the passages candidates int [n, K] (-1: none, anything there)."""
+    def products(self, queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        """Inner products of these queries (int64 [n]) with their candidates, int [n, K] (-1: none, anything there)."""
         if self.documents is None:
             return np.einsum("nd,nsd->ns", self.queries[queries], self.passages[candidates])
         vectors, passages = torch.from_numpy(self.queries[queries]), torch.from_numpy(self.passages)
@@ -103,7 +103,7 @@ def take_snapshot(
     passages = _encoded(encoder, examples.passages, "passages", batch_tokens, ranks)
     encoded = torch.zeros(0, encoder.dim)
     if queries:
-        encoded = _encoded(encoder, examples.queries, "queries", batch_tokens, ranks)
+        encoded = _encoded(encoder.for_queries, examples.queries, "queries", batch_tokens, ranks)
     ids, fingerprint = examples.passages.ids.arrow, encoder.fingerprint()
     if factory == "Flat":
         # Searched where it lies, on the encoder's device; the pipeline has checked that it is finite.
@@ -139,15 +139,17 @@ def hardness(snapshot: Snapshot, examples: Examples, table: NegativeTable, *, sa
     """
     generator = np.random.default_rng(0)
     best = snapshot.best_positives(examples.pairs, len(examples))
+    queries = np.arange(len(examples)) if table.queries is None else table.queries
+    best = best[queries]
     if table.candidates.shape[1]:
-        columns = generator.integers(0, table.candidates.shape[1], (len(examples), sample))
+        columns = generator.integers(0, table.candidates.shape[1], (len(queries), sample))
         rows = np.take_along_axis(table.candidates, columns, axis=1)
     else:
-        rows = generator.integers(0, len(examples.corpus), (len(examples), sample))
+        rows = generator.integers(0, len(examples.corpus), (len(queries), sample))
     differences = []
-    for start in range(0, len(examples), 1024):
+    for start in range(0, len(queries), 1024):
         block = slice(start, start + 1024)
-        scores = snapshot.products(block, rows[block])
+        scores = snapshot.products(queries[block], rows[block])
         differences.append((best[block, None] - scores)[rows[block] >= 0])
     margin = np.concatenate(differences)
     if not len(margin):

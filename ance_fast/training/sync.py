@@ -144,7 +144,7 @@ def probed_overlap(
         return 1.0
     offsets, rows = examples.rows_of(found)
     passages = encoder.encode_tokens(examples.passages, rows).cpu()
-    asked = encoder.encode_tokens(examples.queries, sample).cpu()
+    asked = encoder.for_queries.encode_tokens(examples.queries, sample).cpu()
     places = np.where(candidates >= 0, np.searchsorted(found, candidates), -1)
     if offsets is None:
         scores = np.einsum("nd,nkd->nk", asked.numpy(), passages.numpy()[places])

@@ -85,7 +85,7 @@ def test_a_refresh_mines_the_documents_with_the_best_chunks(tiny_bert: Path, wik
     others = np.delete(np.arange(len(trainer.examples.corpus)), trainer.examples.positive_rows)[:6]
     some = np.tile(others, (len(every), 1))
     scores = document_scores(trainer, empty=False)
-    np.testing.assert_allclose(snapshot.products(slice(0, 9), some[:9]), scores[:9, others], atol=1e-4)
+    np.testing.assert_allclose(snapshot.products(every[:9], some[:9]), scores[:9, others], atol=1e-4)
 
     # Every source and scale, over the same snapshot: candidates of a percentage below the positives' cosine.
     text = "ance-tele,scores=cosine,percentage=0.999,contents=true"
