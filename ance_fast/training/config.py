@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ance_fast.data.chunks import ChunkRules
 from ance_fast.errors import ConfigError
 from ance_fast.training.config_checks import check_order, check_rate
 from ance_fast.training.learning_rate import LOWEST, RateSchedule
@@ -85,6 +86,9 @@ class AnceConfig:
         the teacher's scores.
     answers: JSON Lines, {"query": id, "answers": [strings]}: of what a refresh finds for a query, passages that hold an
         answer are left out.
+    chunks: documents are cut into chunks of which the best counts (MaxP): "released", as microsoft/ANCE does it, or
+        "ours", each a passage of its own, with changes after commas ("ours,length=256,count=8"), see `ChunkRules`;
+        "none". By default as the checkpoint says.
     documents, document_separator: chunks of a positive's document are no negatives. A file of lines `passage <tab>
         document`, or what stands between the document's id and the rest in the ids of its passages ("#": "doc7#0").
     """
@@ -129,6 +133,7 @@ class AnceConfig:
     answers: str | None = None
     documents: str | None = None
     document_separator: str | None = None
+    chunks: str | None = None
     max_query_length: int | None = None
     max_document_length: int | None = None
     index_factory: str = "Flat"
@@ -161,6 +166,8 @@ class AnceConfig:
         check_sources(SamplerConfig.parse(self.sampler), self.candidates, self.start)
         if self.documents is not None and self.document_separator is not None:
             raise ConfigError("documents and document_separator both say which document a passage is of; give one")
+        if self.chunks is not None:
+            ChunkRules.parse(self.chunks)
         if self.document_separator == "":
             raise ConfigError("document_separator is empty")
         drawn = "triples_per_query" if self.order == "triples" else "negatives_per_query"

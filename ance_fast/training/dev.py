@@ -30,7 +30,8 @@ class HeldOut:
 
     def search(self, encoder: Encoder, index: Index, k: int = 100) -> dict[str, dict[str, float]]:
         """The run of every query to depth `k`."""
-        return index.search(encoder.for_queries.encode_tokens(self.queries).cpu().numpy(), k).to_run(self.ids)
+        vectors = encoder.for_queries.encode_tokens(self.queries).cpu().numpy()
+        return index.search_documents(vectors, k).to_run(self.ids)
 
 
 class DevMeasure:

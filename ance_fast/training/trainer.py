@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 
 from ance_fast.crash_points import crash_point
+from ance_fast.data.chunks import ChunkRules
 from ance_fast.data.dataset import Dataset
 from ance_fast.data.packing import PackedBatch
 from ance_fast.errors import ArtifactError, ConfigError, DataError
@@ -128,6 +129,8 @@ class AnceTrainer(Trainer):
                     "optimizer's steps: load it with dtype='float32'; trainer_arguments={'bf16': True} computes in "
                     "halves"
                 )
+        if config.chunks is not None:
+            encoder.set_chunks(ChunkRules.parse(config.chunks))
         lengths = {"max_query_length": config.max_query_length, "max_document_length": config.max_document_length}
         encoder.set_lengths(**lengths)
         for tower in encoder.towers:
@@ -315,7 +318,7 @@ class AnceTrainer(Trainer):
             rows = batch.negative_rows
             return asked, batch, self.refresher.ages(rows[rows >= 0], step)
 
-        batch, everyones = share_batch(make, self.ranks, corpus=len(self.examples.passages))
+        batch, everyones = share_batch(make, self.ranks, corpus=len(self.examples.corpus))
         self.negative_log.add(step, everyones.queries, everyones.negatives, everyones.ages)
         return batch
 
