@@ -97,31 +97,16 @@ def prepare(
     Raises `DataError` when no query has a known positive, or when every passage is a positive of some query and of no
     use as a negative (a corpus of one passage).
     """
-    max_length, prompt = max_document_length or encoder.max_document_length, encoder.document_prompt
-    built: list[TokenStore] = []  # a store cannot be sent: every process maps the files itself
-
-    def build() -> None:
-        store = TokenStore.build(
-            dataset.corpus,
-            encoder.tokenizer,
-            path,
-            max_length=max_length,
-            prompt=prompt,
-            chunks=encoder.chunks,
-            num_proc=num_proc,
-            show_progress=show_progress,
-            replace=replace,
-        )
-        built.append(store)
-
-    def opened() -> None:
-        if not built:
-            kept = {"tokenizer": encoder.tokenizer, "max_length": max_length, "prompt": prompt}
-            built.append(TokenStore.open(path, **kept, chunks=encoder.chunks, verify=False))
-
-    ranks.first(build)
-    ranks.each(opened)
-    (passages,) = built
+    passages = corpus_store(
+        dataset,
+        encoder,
+        path,
+        max_length=max_document_length,
+        num_proc=num_proc,
+        show_progress=show_progress,
+        replace=replace,
+        ranks=ranks,
+    )
     corpus = passages.corpus
     qrels = dataset.training_qrels(corpus.ids)
     positives = {
@@ -156,6 +141,46 @@ def prepare(
         _given(dataset, ids, corpus),
         find_judgements(ids, corpus, pairs, [dataset.qrels, *judged], count=len(corpus)),
     )
+
+
+def corpus_store(
+    dataset: Dataset,
+    encoder: Encoder,
+    path: Path,
+    *,
+    max_length: int | None = None,
+    num_proc: int = 1,
+    show_progress: bool = False,
+    replace: bool = True,
+    ranks: Ranks = ALONE,
+) -> TokenStore:
+    """The corpus tokenised into the store `path`: the first of `ranks` builds it, the others open it."""
+    max_length, prompt = max_length or encoder.max_document_length, encoder.document_prompt
+    built: list[TokenStore] = []  # a store cannot be sent: every process maps the files itself
+
+    def build() -> None:
+        store = TokenStore.build(
+            dataset.corpus,
+            encoder.tokenizer,
+            path,
+            max_length=max_length,
+            prompt=prompt,
+            chunks=encoder.chunks,
+            num_proc=num_proc,
+            show_progress=show_progress,
+            replace=replace,
+        )
+        built.append(store)
+
+    def opened() -> None:
+        if not built:
+            kept = {"tokenizer": encoder.tokenizer, "max_length": max_length, "prompt": prompt}
+            built.append(TokenStore.open(path, **kept, chunks=encoder.chunks, verify=False))
+
+    ranks.first(build)
+    ranks.each(opened)
+    (store,) = built
+    return store
 
 
 def _last_positive(grades: Mapping[str, int]) -> list[str]:
