@@ -19,6 +19,7 @@ import typer
 from rich.logging import RichHandler
 
 from ance_fast.cli.commands.bm25 import bm25
+from ance_fast.cli.commands.convert_embeddings import convert_embeddings
 from ance_fast.cli.commands.demo import demo
 from ance_fast.cli.commands.encode import encode
 from ance_fast.cli.commands.evaluate import evaluate
@@ -56,8 +57,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train dense retrievers with ANCE; encode, index and search corpora.",
 )
-for command in (demo, tokenize, encode, index, search, mine, train, report, rank, bm25, evaluate, info):
-    app.command(name=command.__name__)(_interruptible(command))
+for command in (
+    demo,
+    tokenize,
+    encode,
+    index,
+    search,
+    mine,
+    train,
+    report,
+    rank,
+    bm25,
+    evaluate,
+    convert_embeddings,
+    info,
+):
+    app.command(name=command.__name__.replace("_", "-"))(_interruptible(command))
 
 
 @app.callback()
