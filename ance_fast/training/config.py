@@ -61,8 +61,8 @@ class AnceConfig:
     candidates: run files by the name that the sampler's `sources` give them, {"tas-b": "tas-b.trec"}. "bm25" is made
         from the corpus and "dataset" of what the data set brings, unless a file has the name. The file "teacher" gives
         the teacher's scores.
-    answers: JSON Lines, {"query": id, "answers": [strings]}: of what a refresh finds for a query, passages that hold an
-        answer are left out.
+    answers: JSON Lines, {"query": id, "answers": [strings]}, or "dataset" for what a data set of questions brings: of
+        what a refresh finds for a query, passages that hold an answer are left out.
     documents, document_separator: chunks of a positive's document are no negatives. A file of lines `passage <tab>
         document`, or what stands between the document's id and the rest in the ids of its passages ("#": "doc7#0").
     """

@@ -23,7 +23,7 @@ class Examples:
     Query i's positives are `positive_rows[positive_offsets[i] : positive_offsets[i + 1]]`, ascending rows of `passages`
     (both int64). `texts[i]` is its text, which only lexical retrieval needs; there are none of a data set of tokens.
     `given` holds the negatives the data set brings: (query index, passage row) pairs, int64 [m, 2], or None.
-    `judgements`: what is known of other passages.
+    `judgements`: what is known of other passages. `answers`: query index -> strings that answer it, or None.
     """
 
     passages: TokenStore
@@ -33,6 +33,7 @@ class Examples:
     positive_rows: np.ndarray
     given: np.ndarray | None = None
     judgements: Judgements | None = None
+    answers: dict[int, list[str]] | None = None
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -127,6 +128,7 @@ def prepare(
         rows,
         _given(dataset, ids, passages),
         find_judgements(ids, passages, pairs, [dataset.qrels, *judged], count=len(passages)),
+        None if dataset.answers is None else {row: dataset.answers.get(query, []) for row, query in enumerate(ids)},
     )
 
 
