@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,6 +22,10 @@ os.environ.setdefault("ANCE_FAST_STRICT", "1")
 # Without a GPU, Triton kernels run in Triton's interpreter, which must be known before Triton is imported.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# The same examples in every run; `--hypothesis-profile default` looks for new ones.
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +80,43 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Callable[...
         folder = tmp_path_factory.mktemp(architecture.lower())
         model.save_pretrained(folder)
         transformers.AutoTokenizer.from_pretrained(minilm).save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_bert(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`small_bert(seed, num_hidden_layers=1)`: a BERT folder like `tiny`'s with a WordPiece vocabulary of 300 tokens of
+    its own, which loads in no time."""
+
+    def make(seed: int = 0, **overrides: object) -> Path:
+        import torch
+        import transformers
+        from tokenizers import BertWordPieceTokenizer
+
+        folder = tmp_path_factory.mktemp("bert")
+        words = BertWordPieceTokenizer(lowercase=True)
+        words.train_from_iterator(
+            [Path(__file__).read_text(encoding="utf-8")], vocab_size=300, min_frequency=1, show_progress=False
+        )
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        # Sorted: training finds the same words every time, but not in the same order.
+        vocabulary = [*special, *sorted(words.get_vocab().keys() - set(special))]
+        (folder / "vocab.txt").write_text("".join(word + "\n" for word in vocabulary), encoding="utf-8")
+        transformers.BertTokenizerFast(
+            vocab=str(folder / "vocab.txt"), do_lower_case=True, model_max_length=80
+        ).save_pretrained(folder)
+        settings: dict[str, object] = {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 64,
+            "max_position_embeddings": 80,
+            "vocab_size": 300,
+        }
+        torch.manual_seed(seed)
+        transformers.BertModel(transformers.BertConfig(**(settings | overrides))).save_pretrained(folder)
         return folder
 
     return make

@@ -22,6 +22,7 @@ from ance_fast.data.qrels import Qrels, drop_unknown
 from ance_fast.data.records import Document, IdTriple, Query, TextTriple
 from ance_fast.data.sources import load_corpus, load_dataset, open_passages
 from ance_fast.data.text_corpora import read_corpus_jsonl, read_text, read_tsv
+from ance_fast.data.text_rules import released_tokenizer
 from ance_fast.data.token_store import TokenStore
 from ance_fast.data.tokenize import tokenizer_fingerprint
 from ance_fast.data.training_jsonl import read_jsonl
@@ -61,6 +62,7 @@ __all__ = [
     "read_text_triples",
     "read_triples",
     "read_tsv",
+    "released_tokenizer",
     "tokenizer_fingerprint",
     "write_run",
 ]

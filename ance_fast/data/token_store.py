@@ -76,8 +76,7 @@ class TokenStore:
         leaves titles and texts out. `chunks` cuts documents of more than `max_length` tokens, which is then
         `chunks.length`: a row is a chunk, `DOCUMENT#N`, and `chunked` says of which document. At most `num_proc + 1`
         shards of `shard_rows` documents are in memory, and the files are the same bytes whatever `num_proc`. With
-        `num_proc > 1` processes are spawned: call it from a module
-        guarded by `if __name__ == "__main__":`.
+        `num_proc > 1` processes are spawned: call it from a module guarded by `if __name__ == "__main__":`.
 
         A build that was cut off goes on where it stopped: shards made from equal documents by equal settings are kept.
         If `path` holds this very store already it is opened; if its corpus differs, it is rebuilt from the shards that

@@ -339,6 +339,10 @@ def test_tokenize_writes_the_files_of_microsoft_ance_and_reads_them_again(
     }
     second = last_json(run("tokenize", cache, "-m", model, "-o", tokens, *lengths))
     assert (second["passages"], second["tokens"]) == (first["passages"], first["tokens"])
+    index, answered, asked = tmp_path / "index", tmp_path / "run.trec", ("-m", model, "-k", 5, "--split", "dev")
+    run("index", tokens, "-m", model, "-o", index)
+    run("search", index, *asked, "--queries", cache, "-o", answered)
+    assert all(len(found) == 5 for found in read_run(answered).values())
     bad = run("tokenize", wiki, "-m", model, "-o", tokens, "--split", "train", status=2)
     assert "only --format ance has a place for" in bad.stderr
     with open(cache / "passages", "r+b") as file:

@@ -6,15 +6,19 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_folder, refuse_missing_model
+from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_folder, refuse_missing_model, refuse_unknown_preset
+from ance_fast.cli.options import TextPreset
 from ance_fast.cli.output import print_json, print_stages
 from ance_fast.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ance_fast.data import Dataset
 
 
 @dataclass(frozen=True)
@@ -45,33 +49,36 @@ class Collection:
         from ance_fast.encoding import StageTimes, encode_matrix
         from ance_fast.encoding.budget import default_budget
 
-        times = StageTimes()
+        times, tower = StageTimes(), self.encoder.for_queries
         with times.running():
-            queries = read_queries(data, split)
+            dataset = read_queries(data, split)
+            queries = list(dataset.queries)
             with times.host("tokenise"):
-                tokens = TokenStore.from_texts(
-                    list(queries.values()),
-                    self.encoder.tokenizer,
-                    ids=list(queries),
-                    max_length=self.encoder.max_query_length,
-                    prompt=self.encoder.query_prompt,
+                tokens = TokenStore.of_queries(
+                    dataset,
+                    queries,
+                    tower.tokenizer,
+                    max_length=tower.max_query_length,
+                    prompt=tower.query_prompt,
                 )
-            encoded = encode_matrix(self.encoder, tokens, batch_tokens=default_budget(self.encoder.device), times=times)
+            encoded = encode_matrix(tower, tokens, batch_tokens=default_budget(tower.device), times=times)
             with times.host("search"):
                 found = self.index.search(encoded, k, params=params)
             with times.host("write"):
-                write_run(output, found.to_run(list(queries)), output.stem)
+                write_run(output, found.to_run(queries), output.stem)
         summary = {name: value for name, value in times.summary().items() if not name.startswith("passages")}
         rate = {"queries": len(queries), "queries_per_s": len(queries) / max(times.wall, 1e-9)}
         return {"run": str(output), "k": k, **rate, **summary}
 
 
-def read_queries(data: str, split: str | None) -> dict[str, str]:
-    """Query id -> text: a data set's queries, or the rows of a file that holds nothing else. Raises `DataError`."""
+def read_queries(data: str, split: str | None) -> Dataset:
+    """A data set, the rows of a file that holds nothing else as its queries. Raises `DataError`."""
     from ance_fast.data import load_dataset
 
     dataset = load_dataset(data, split=split)
-    return dict(dataset.queries) or {document.id: document.full_text for document in dataset.corpus}
+    if dataset.queries:
+        return dataset
+    return replace(dataset, queries={document.id: document.full_text for document in dataset.corpus})
 
 
 def parse_params(text: str | None) -> dict[str, int]:
@@ -100,6 +107,7 @@ def search(
         str | None, typer.Option(help="Parameters of an approximate index: nprobe=64 or efSearch=200.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
+    text_preset: TextPreset = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document a query.")] = False,
 ) -> None:
     """Search passages by meaning: one query, one after the other as they are typed, or a file of them into a run.
@@ -115,8 +123,9 @@ def search(
     chosen = parse_params(params)
     refuse_missing_folder(run, store)
     refuse_missing_model(model)
+    refuse_unknown_preset(text_preset)
     refuse_missing_data(queries)
-    collection = open_collection(run, model, store, device)
+    collection = open_collection(run, model, store, device, text_preset)
     if queries is not None and output is not None:
         result = collection.answer(queries, split, output, k or 100, chosen)
         if json:
@@ -135,7 +144,9 @@ def search(
             _show(text, hits, milliseconds, len(collection.index))
 
 
-def open_collection(run: Path, model: str | None, store: Path | None, device: str = "auto") -> Collection:
+def open_collection(
+    run: Path, model: str | None, store: Path | None, device: str = "auto", text_preset: str | None = None
+) -> Collection:
     """Load encoder, index and texts; refuses an index made by another encoder (`ArtifactError`)."""
     whole = (run / "index").is_dir() and (run / "final").is_dir()
     if not whole and model is None:
@@ -144,7 +155,7 @@ def open_collection(run: Path, model: str | None, store: Path | None, device: st
     from ance_fast.index import Index
     from ance_fast.models import Encoder
 
-    encoder = Encoder.load(model or str(run / "final"), device=device, dtype="float32")
+    encoder = Encoder.load(model or str(run / "final"), device=device, dtype="float32", text_preset=text_preset)
     index = Index.load(run / "index" if whole else run, fingerprint=encoder.fingerprint())
     place = store or (run / "passages" if whole else None)
     return Collection(encoder, index, TokenStore.open(place, verify=False) if place is not None else None)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_model
+from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_model, refuse_unknown_preset
+from ance_fast.cli.options import TextPreset
 from ance_fast.cli.output import print_json
 from ance_fast.errors import ConfigError
 
@@ -33,6 +34,7 @@ def tokenize(
         int | None, typer.Option(help="With --format ance: tokens a query is cut at (default: the model's).")
     ] = None,
     num_proc: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
+    text_preset: TextPreset = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
     """Tokenise a corpus once into a memory-mapped Arrow token store; an interrupted run goes on where it stopped.
@@ -52,6 +54,7 @@ def tokenize(
         raise ConfigError("--split and --max-query-length write queries, which only --format ance has a place for")
     refuse_missing_data(data)
     refuse_missing_model(model)
+    refuse_unknown_preset(text_preset)
     from ance_fast.data import TokenStore, load_corpus
     from ance_fast.data.token_build import Tokenised
     from ance_fast.models import Encoder
@@ -62,6 +65,7 @@ def tokenize(
         attention="padded",
         max_document_length=max_length,
         max_query_length=max_query_length,
+        text_preset=text_preset,
     )
     started = time.monotonic()
     store = TokenStore.build(
