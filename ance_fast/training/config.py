@@ -84,8 +84,8 @@ class AnceConfig:
     candidates: run files by the name that the sampler's `sources` give them, {"tas-b": "tas-b.trec"}. "bm25" is made
         from the corpus and "dataset" of what the data set brings, unless a file has the name. The file "teacher" gives
         the teacher's scores.
-    answers: JSON Lines, {"query": id, "answers": [strings]}: of what a refresh finds for a query, passages that hold an
-        answer are left out.
+    answers: JSON Lines, {"query": id, "answers": [strings]}, or "dataset" for what a data set of questions brings: of
+        what a refresh finds for a query, passages that hold an answer are left out.
     chunks: documents are cut into chunks of which the best counts (MaxP): "released", as microsoft/ANCE does it, or
         "ours", each a passage of its own, with changes after commas ("ours,length=256,count=8"), see `ChunkRules`;
         "none". By default as the checkpoint says.

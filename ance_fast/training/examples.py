@@ -28,7 +28,7 @@ class Examples:
     (both int64). `texts[i]` is its text, which only lexical retrieval needs; there are none of a data set of tokens.
     `given` holds the negatives the data set brings: (query index, passage row) pairs, int64 [m, 2], or None.
     `judgements`: what is known of other passages. `triples`: int [T, 3] query index, positive row, negative row, where
-    the data set is a list of these.
+    the data set is a list of these. `answers`: query index -> strings that answer it, or None.
     """
 
     passages: TokenStore
@@ -39,6 +39,7 @@ class Examples:
     given: np.ndarray | None = None
     judgements: Judgements | None = None
     triples: np.ndarray | None = None
+    answers: dict[int, list[str]] | None = None
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -140,6 +141,7 @@ def prepare(
         rows,
         _given(dataset, ids, corpus),
         find_judgements(ids, corpus, pairs, [dataset.qrels, *judged], count=len(corpus)),
+        answers=_answers(dataset, ids),
     )
 
 
@@ -185,6 +187,10 @@ def corpus_store(
 
 def _last_positive(grades: Mapping[str, int]) -> list[str]:
     return [document for document, grade in grades.items() if grade > 0][-1:]
+
+
+def _answers(dataset: Dataset, ids: list[str]) -> dict[int, list[str]] | None:
+    return None if dataset.answers is None else {row: dataset.answers.get(query, []) for row, query in enumerate(ids)}
 
 
 def _given(dataset: Dataset, ids: list[str], corpus: TokenStore | StoreDocuments) -> np.ndarray | None:

@@ -150,7 +150,10 @@ def train(
     ] = None,
     answers: Annotated[
         str | None,
-        typer.Option(help='JSON Lines, {"query": ID, "answers": [...]}: what holds an answer is no negative.'),
+        typer.Option(
+            help='JSON Lines, {"query": ID, "answers": [...]}, or "dataset" (dpr:, kilt:): what holds an answer is no '
+            "negative."
+        ),
     ] = None,
     documents: Annotated[
         str | None,
@@ -198,7 +201,7 @@ def train(
     refuse_unknown_preset(text_preset)
     refuse_missing_files(
         *(_named_file(text)[1] for text in candidates or []),
-        *(file for file in (judged, answers, documents, dev_candidates) if file),
+        *(file for file in (judged, None if answers == "dataset" else answers, documents, dev_candidates) if file),
     )
     from ance_fast.data import load_dataset, read_qrels, write_run
     from ance_fast.models import Encoder
