@@ -81,6 +81,43 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Callable[...
 
 
 @pytest.fixture(scope="session")
+def small_bert(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`small_bert(seed, num_hidden_layers=1)`: a BERT folder like `tiny`'s with a WordPiece vocabulary of 300 tokens of
+    its own, which loads in no time."""
+
+    def make(seed: int = 0, **overrides: object) -> Path:
+        import torch
+        import transformers
+        from tokenizers import BertWordPieceTokenizer
+
+        folder = tmp_path_factory.mktemp("bert")
+        words = BertWordPieceTokenizer(lowercase=True)
+        words.train_from_iterator(
+            [Path(__file__).read_text(encoding="utf-8")], vocab_size=300, min_frequency=1, show_progress=False
+        )
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        # Sorted: training finds the same words every time, but not in the same order.
+        vocabulary = [*special, *sorted(words.get_vocab().keys() - set(special))]
+        (folder / "vocab.txt").write_text("".join(word + "\n" for word in vocabulary), encoding="utf-8")
+        transformers.BertTokenizerFast(
+            vocab=str(folder / "vocab.txt"), do_lower_case=True, model_max_length=80
+        ).save_pretrained(folder)
+        settings: dict[str, object] = {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 64,
+            "max_position_embeddings": 80,
+            "vocab_size": 300,
+        }
+        torch.manual_seed(seed)
+        transformers.BertModel(transformers.BertConfig(**(settings | overrides))).save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def wiki(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BEIR folder of 400 real encyclopaedia openings with splits train, dev and test."""
     from ance_fast.cli.demo.data import write_data

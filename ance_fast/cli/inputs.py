@@ -25,6 +25,14 @@ def refuse_missing_model(name: str | None) -> None:
         refuse_missing_checkpoint(name)
 
 
+def refuse_unknown_preset(text_preset: str | None) -> None:
+    """Raise `ConfigError` for rules of text that are not known. None: not given."""
+    from ance_fast.data.text_rules import text_rules
+
+    if text_preset is not None:
+        text_rules(text_preset)
+
+
 def refuse_missing_files(*files: str | Path) -> None:
     """Raise `DataError` for a file that is not there."""
     for file in files:

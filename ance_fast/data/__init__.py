@@ -5,8 +5,10 @@ A new format is one file with a reader that returns a `Dataset`, and one entry i
 
 from __future__ import annotations
 
+from ance_fast.data.ance_cache import read_ance_cache
 from ance_fast.data.beir import read_beir
 from ance_fast.data.candidates import read_candidates
+from ance_fast.data.chunks import ChunkRules
 from ance_fast.data.dataset import Corpus, Dataset
 from ance_fast.data.dpr import read_dpr
 from ance_fast.data.hf_datasets import read_datasets
@@ -20,12 +22,14 @@ from ance_fast.data.qrels import Qrels, drop_unknown
 from ance_fast.data.records import Document, IdTriple, Query, TextTriple
 from ance_fast.data.sources import load_corpus, load_dataset, open_passages
 from ance_fast.data.text_corpora import read_corpus_jsonl, read_text, read_tsv
+from ance_fast.data.text_rules import released_tokenizer
 from ance_fast.data.token_store import TokenStore
 from ance_fast.data.tokenize import tokenizer_fingerprint
 from ance_fast.data.training_jsonl import read_jsonl
 from ance_fast.data.trec import Run, read_qrels, read_run, write_run
 
 __all__ = [
+    "ChunkRules",
     "Corpus",
     "Dataset",
     "Document",
@@ -39,6 +43,7 @@ __all__ = [
     "load_corpus",
     "load_dataset",
     "open_passages",
+    "read_ance_cache",
     "read_beir",
     "read_candidates",
     "read_corpus_jsonl",
@@ -57,6 +62,7 @@ __all__ = [
     "read_text_triples",
     "read_triples",
     "read_tsv",
+    "released_tokenizer",
     "tokenizer_fingerprint",
     "write_run",
 ]

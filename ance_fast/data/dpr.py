@@ -73,13 +73,12 @@ def read_dpr(
     corpus = Corpus(find_file(folder, *PASSAGES), lambda file: passage_lines(file, separator), folder.name)
     if split is None:
         return Dataset(folder.name, corpus, {}, Qrels())
-    dataset = Dataset(folder.name, corpus, {}, Qrels(), split, {})
     plain = without_mark if strip_question_mark else str
-    found = _split_files(folder, split, questions)
-    for name, file in found.items():
-        _add(dataset, file, f"{name}-" if len(found) > 1 else "", plain, None if positives == "all" else 1)
-    dataset.negatives = dataset.negatives or None
-    return dataset
+    files = _split_files(folder, split, questions)
+    found = _Found({}, Qrels(), {})
+    for name, file in files.items():
+        found = _added(found, file, f"{name}-" if len(files) > 1 else "", plain, None if positives == "all" else 1)
+    return Dataset(folder.name, corpus, found.queries, found.qrels, split, found.negatives or None)
 
 
 def passage_lines(path: Path, separator: str = "[SEP]") -> Iterator[tuple[int, Document]]:
@@ -118,13 +117,18 @@ def read_dpr_examples(path: str | Path) -> Iterator[DprExample]:
         )
 
 
-def _add(dataset: Dataset, file: Path, prefix: str, plain: Callable[[str], str], limit: int | None) -> None:
-    """Add what the file holds to `dataset`, ids after `prefix`."""
+class _Found(NamedTuple):
+    queries: dict[str, str]
+    qrels: Qrels
+    negatives: dict[str, list[str]]
+
+
+def _added(found: _Found, file: Path, prefix: str, plain: Callable[[str], str], limit: int | None) -> _Found:
+    """`found` and what the file holds, ids after `prefix`."""
     if not file.name.partition(".")[2].startswith("json"):
         for question in read_questions(file):
-            dataset.queries[prefix + question.id] = plain(question.text)
-        return
-    assert dataset.negatives is not None
+            found.queries[prefix + question.id] = plain(question.text)
+        return found
 
     def judgements(path: Path) -> Iterator[Judgement]:
         for example in read_dpr_examples(path):
@@ -132,7 +136,7 @@ def _add(dataset: Dataset, file: Path, prefix: str, plain: Callable[[str], str],
                 yield Judgement(example.question.line, prefix + example.question.id, passage, 1)
 
     # Of several files, messages can name the lines of none.
-    qrels = dataset.qrels if prefix else Qrels(path=file, reread=judgements)
+    qrels = found.qrels if prefix else Qrels(path=file, reread=judgements)
     without, first_without = 0, 0
     for example in read_dpr_examples(file):
         if not example.positives:
@@ -140,13 +144,13 @@ def _add(dataset: Dataset, file: Path, prefix: str, plain: Callable[[str], str],
             first_without = first_without or example.question.line
             continue
         identifier = prefix + example.question.id
-        dataset.queries[identifier] = plain(example.question.text)
+        found.queries[identifier] = plain(example.question.text)
         qrels[identifier] = dict.fromkeys(example.positives[:limit], 1)
         negatives = [one for one in dict.fromkeys(example.negatives) if one not in example.positives]
         if negatives:
-            dataset.negatives[identifier] = negatives
+            found.negatives[identifier] = negatives
     warn_counted(logger, without, "questions have no positive passage and are left out", f"{file}:{first_without}")
-    dataset.qrels = qrels
+    return found._replace(qrels=qrels)
 
 
 def _split_files(folder: Path, split: str, questions: str | None) -> dict[str, Path]:

@@ -48,7 +48,7 @@ class PackedBatch:
 
     `rows` says which entry of the caller's request each sequence is: `result[batch.rows] = encoder(batch)` puts the
     results back in the order of the request. `host_offsets` is `cu_seqlens` on the host (made from it when left out),
-    so that reading lengths never waits for a device.
+    so that reading lengths never waits for a device. `for_queries`: an encoder of two towers takes its query tower.
     """
 
     input_ids: torch.Tensor  # int64 [T]
@@ -57,6 +57,7 @@ class PackedBatch:
     max_seqlen: int
     rows: Rows  # int64 [B]
     host_offsets: npt.NDArray[np.int32] | None = None
+    for_queries: bool = False
 
     def __post_init__(self) -> None:
         if self.host_offsets is None:

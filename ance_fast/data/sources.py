@@ -13,6 +13,8 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from ance_fast.artifacts import MANIFEST
+from ance_fast.data.ance_cache import PASSAGES as RECORDS
+from ance_fast.data.ance_cache import read_ance_cache
 from ance_fast.data.beir import read_beir
 from ance_fast.data.candidates import read_top1000
 from ance_fast.data.dataset import Corpus, Dataset
@@ -25,6 +27,7 @@ from ance_fast.data.msmarco import read_msmarco
 from ance_fast.data.msmarco_docs import CORPUS as DOCUMENTS
 from ance_fast.data.msmarco_docs import read_msmarco_docs
 from ance_fast.data.parquet import read_parquet
+from ance_fast.data.record_file import META
 from ance_fast.data.text_corpora import read_corpus_jsonl, read_pipe, read_text, read_tsv
 from ance_fast.data.token_build import KIND as STORE
 from ance_fast.data.token_store import TokenStore
@@ -107,6 +110,13 @@ FORMS: dict[str, Form] = {
         "dev",
         ("task",),
         lambda path: find_file(path, *PAGES),
+    ),
+    "ance-cache": Form(
+        "ance-cache:DIR (passages, passages_meta, train-query)",
+        lambda path, split, options: read_ance_cache(path, split, **options),
+        "train",
+        ("prefix", "negatives"),
+        lambda path: find_file(path, RECORDS),
     ),
     "top1000": Form(
         "top1000:FILE",
@@ -231,6 +241,8 @@ def _recognise_folder(path: Path) -> str:
         return "dpr"
     if has_file(path, *PAGES):
         return "kilt"
+    if has_file(path, RECORDS) and has_file(path, RECORDS + META):
+        return "ance-cache"
     if has_file(path, "dataset_info.json", "dataset_dict.json"):
         return "datasets"
     for ending in (".parquet", ".jsonl"):

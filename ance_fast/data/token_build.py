@@ -18,15 +18,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from ance_fast.artifacts import open_artifact, publish, refuse_foreign, seal
+from ance_fast.data.chunks import Chunker, ChunkRules
 from ance_fast.data.dataset import Corpus
 from ance_fast.data.document_batches import from_arrow
 from ance_fast.data.document_stream import DocumentSlice, document_slices, unique_documents
@@ -40,7 +42,7 @@ from ance_fast.data.token_shards import (
     shard_name,
     write_shard,
 )
-from ance_fast.data.tokenize import TextEncoder, text_encoder, token_dtype, tokenize, tokenizer_fingerprint
+from ance_fast.data.tokenize import TextEncoder, Tokens, text_encoder, token_dtype, tokenize, tokenizer_fingerprint
 from ance_fast.errors import AnceFastError, ArtifactError, ConfigError, DataError
 from ance_fast.progress import Advance, plain_number, progress_bar
 
@@ -65,6 +67,7 @@ def build_store(
     *,
     max_length: int,
     prompt: str,
+    chunks: ChunkRules | None = None,
     num_proc: int,
     shard_rows: int,
     keep_text: bool,
@@ -79,12 +82,12 @@ def build_store(
     if num_proc < 1 or shard_rows < 1:
         raise ConfigError(f"num_proc and shard_rows must be at least 1, not {num_proc} and {shard_rows}")
     target = Path(os.path.abspath(path))
-    encoder = text_encoder(tokenizer, max_length)
-    recipe = Recipe(tokenizer_fingerprint(tokenizer), max_length, prompt, token_dtype(tokenizer), keep_text)
+    maker = _maker(tokenizer, max_length, prompt, chunks, keep_text=keep_text)
+    recipe = maker.recipe
     refuse_foreign(target, KIND)
     present = _present_store(target, recipe)
     with _work_directory(target) as work, _progress(corpus, show_progress) as advance:
-        shards = _ShardWriter(encoder, recipe, work, target, advance)
+        shards = _ShardWriter(maker, work, target, advance)
         content = hashlib.blake2b(digest_size=16)
         with _pool(num_proc, work) as pool:
             for documents in document_slices(unique_documents(corpus), shard_rows, content=content):
@@ -104,7 +107,7 @@ def build_store(
         names = [shard_name(number) for number in range(len(infos))]
         for stale in set(os.listdir(work)) - set(names):
             (work / stale).unlink()
-        manifest = _manifest(infos, recipe, tokenizer, content.hexdigest())
+        manifest = store_manifest(infos, recipe, tokenizer, content.hexdigest())
         seal(work, KIND, {**manifest, "shard_rows": shard_rows})
         if accept is not None:
             try:
@@ -117,30 +120,59 @@ def build_store(
 
 
 def build_table(
-    texts: Sequence[str], tokenizer: Any, *, ids: Sequence[str] | None, max_length: int, prompt: str
+    texts: Sequence[str],
+    tokenizer: Any,
+    *,
+    ids: Sequence[str] | None,
+    max_length: int,
+    prompt: str,
+    chunks: ChunkRules | None = None,
 ) -> tuple[list[pa.RecordBatch], dict[str, Any]]:
     """The record batches and the manifest of a store in memory; see `TokenStore.from_texts`."""
     if ids is not None and len(ids) != len(texts):
         raise ConfigError(f"{len(ids)} ids for {len(texts)} texts")
-    encoder = text_encoder(tokenizer, max_length)
-    recipe = Recipe(tokenizer_fingerprint(tokenizer), max_length, prompt, token_dtype(tokenizer), keep_text=True)
+    maker = _maker(tokenizer, max_length, prompt, chunks, keep_text=True)
     pairs: Iterable[tuple[str, str] | str] = texts if ids is None else zip(ids, texts, strict=True)
     content = hashlib.blake2b(digest_size=16)
     batches, infos = [], []
     for documents in document_slices(unique_documents(pairs), _TABLE_ROWS, content=content):
         # The text is taken as given: joining it with a title, as documents need, would strip its white space.
         given = (prompt + document.text for document in from_arrow(documents.batches))
-        tokens = tokenize(given, encoder, recipe.dtype)
-        batches.append(make_batch(pa.concat_batches(documents.batches), tokens, recipe))
-        infos.append(ShardInfo(recipe, "", "", documents.rows, len(tokens.values), tokens.truncated))
-    return batches, _manifest(infos, recipe, tokenizer, content.hexdigest())
+        tokens, counts = maker.tokens(given)
+        batches.append(make_batch(pa.concat_batches(documents.batches), tokens, maker.recipe, counts))
+        infos.append(ShardInfo(maker.recipe, "", "", batches[-1].num_rows, len(tokens.values), tokens.truncated))
+    return batches, store_manifest(infos, maker.recipe, tokenizer, content.hexdigest())
+
+
+@dataclass(frozen=True)
+class _RowMaker:
+    """Texts to the token lists of rows, in any process."""
+
+    encoder: TextEncoder
+    recipe: Recipe
+    chunker: Chunker | None
+
+    def tokens(
+        self, texts: Iterable[str], advance: Callable[[int, int], None] | None = None
+    ) -> tuple[Tokens, np.ndarray | None]:
+        """The rows' tokens, and where texts are cut into chunks how many each has, int64 [texts]."""
+        tokens = tokenize(texts, self.encoder, self.recipe.dtype, advance)
+        return (tokens, None) if self.chunker is None else self.chunker.split(tokens)
+
+
+def _maker(tokenizer: Any, max_length: int, prompt: str, chunks: ChunkRules | None, *, keep_text: bool) -> _RowMaker:
+    if chunks is not None and chunks.length != max_length:
+        raise ConfigError(f"max_length={max_length}, but chunks of {chunks.length} tokens; they are the same limit")
+    chunker = None if chunks is None else Chunker.for_tokenizer(tokenizer, chunks)
+    recipe = Recipe(tokenizer_fingerprint(tokenizer), max_length, prompt, token_dtype(tokenizer), keep_text, chunks)
+    return _RowMaker(text_encoder(tokenizer, max_length if chunker is None else chunker.max_length), recipe, chunker)
 
 
 class _ShardWriter:
     """Gives each slice of documents its shard: left in the target, kept from an earlier try, or tokenised anew."""
 
-    def __init__(self, encoder: TextEncoder, recipe: Recipe, work: Path, target: Path, advance: Advance) -> None:
-        self.encoder, self.recipe, self.work, self.target, self.advance = encoder, recipe, work, target, advance
+    def __init__(self, maker: _RowMaker, work: Path, target: Path, advance: Advance) -> None:
+        self.maker, self.work, self.target, self.advance = maker, work, target, advance
         self.infos: list[ShardInfo | None] = []
         self.tokenised = Tokenised()
         self._started = time.monotonic()
@@ -156,19 +188,19 @@ class _ShardWriter:
         """Account for the next shard; returns when fewer than `limit` shards are being worked on."""
         number = len(self.infos)
         name = shard_name(number)
-        info = matching_shard(self.target / name, self.recipe, documents.content)
+        info = matching_shard(self.target / name, self.maker.recipe, documents.content)
         if info is not None:
             self._in_target.append(name)
         else:
-            info = matching_shard(self.work / name, self.recipe, documents.content)
+            info = matching_shard(self.work / name, self.maker.recipe, documents.content)
         self.infos.append(info)
         if info is not None:
             self.advance(documents.rows, found=True)
         elif pool is None:
-            self.infos[number] = _write(documents, self.encoder, self.recipe, self.work / name, self._count)
+            self.infos[number] = _write(documents, self.maker, self.work / name, self._count)
         else:
             self._collect(limit - 1)
-            self._pending[pool.submit(_write, documents, self.encoder, self.recipe, self.work / name)] = number
+            self._pending[pool.submit(_write, documents, self.maker, self.work / name)] = number
 
     def finish(self) -> list[ShardInfo]:
         """Wait for every shard and return their records in order."""
@@ -196,19 +228,19 @@ class _ShardWriter:
 
 def _write(
     documents: DocumentSlice,
-    encoder: TextEncoder,
-    recipe: Recipe,
+    maker: _RowMaker,
     path: Path,
     advance: Callable[[int, int], None] | None = None,
 ) -> ShardInfo:
-    texts = (recipe.prompt + document.full_text for document in from_arrow(documents.batches))
-    tokens = tokenize(texts, encoder, recipe.dtype, advance)
-    return write_shard(path, pa.concat_batches(documents.batches), tokens, recipe, documents.content)
+    texts = (maker.recipe.prompt + document.full_text for document in from_arrow(documents.batches))
+    tokens, counts = maker.tokens(texts, advance)
+    return write_shard(path, pa.concat_batches(documents.batches), tokens, maker.recipe, documents.content, counts)
 
 
-def _manifest(infos: list[ShardInfo], recipe: Recipe, tokenizer: Any, content: str) -> dict[str, Any]:
+def store_manifest(infos: list[ShardInfo], recipe: Recipe, tokenizer: Any, content: str) -> dict[str, Any]:
+    """What a store with these shards says of itself."""
     return {
-        **asdict(recipe),
+        **recipe.as_json(),
         "tokenizer_name": str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__),
         "vocab_size": len(tokenizer),
         "rows": sum(info.rows for info in infos),
@@ -232,8 +264,8 @@ def _present_store(target: Path, recipe: Recipe) -> dict[str, Any] | None:
     except ArtifactError as error:
         logger.warning("%s; what is intact is used again", error)
         return None
-    for name in ("tokenizer", "max_length", "prompt"):
-        built, wanted = manifest.get(name), getattr(recipe, name)
+    for name in ("chunks", "tokenizer", "max_length", "prompt"):
+        built, wanted = manifest.get(name), recipe.as_json().get(name)
         if built != wanted:
             raise ArtifactError(
                 f"{target}: holds a token store built with {name} {built!r}, now {wanted!r}; "

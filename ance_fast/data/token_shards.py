@@ -1,6 +1,7 @@
 """One shard of a token store: an Arrow IPC file with one record batch, and the record of what it was made from.
 
 Columns: `id: large_string`, `tokens: list<uint16|int32>` and, when texts are kept, `title` and `text: large_string`;
+where documents were cut `chunk: uint16`, a row's number in its document, whose texts are in its first row;
 uncompressed and without nulls, so that a mapped file is used as it lies. The schema's metadata holds `ShardInfo` as
 JSON, which lets an interrupted build tell which shards it may keep.
 """
@@ -11,15 +12,17 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ance_fast.artifacts import atomic_file
+from ance_fast.data.chunks import SEPARATOR, ChunkRules
 from ance_fast.data.tokenize import Tokens
 from ance_fast.errors import ArtifactError, ConfigError
 
@@ -36,13 +39,26 @@ class Recipe:
     prompt: str
     dtype: str
     keep_text: bool
+    chunks: ChunkRules | None = None
 
     def schema(self) -> pa.Schema:
         """The columns of a shard."""
-        fields = [("id", pa.large_string()), ("tokens", pa.list_(pa.type_for_alias(self.dtype)))]
+        columns = [("id", pa.large_string()), ("tokens", pa.list_(pa.type_for_alias(self.dtype)))]
+        if self.chunks is not None:
+            columns.append(("chunk", pa.uint16()))
         if self.keep_text:
-            fields += [("title", pa.large_string()), ("text", pa.large_string())]
-        return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields])
+            columns += [("title", pa.large_string()), ("text", pa.large_string())]
+        return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns])
+
+    def as_json(self) -> dict[str, Any]:
+        """The recipe as plain values; `chunks` only where there are some, as stores without them always were."""
+        return {name: value for name, value in asdict(self).items() if name != "chunks" or value is not None}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Recipe:
+        """What `as_json` gave, among other values. Raises `KeyError` and `TypeError`."""
+        given = {part.name: values[part.name] for part in fields(cls) if part.name != "chunks"}
+        return cls(**given, chunks=ChunkRules.from_json(values.get("chunks")))
 
 
 @dataclass(frozen=True)
@@ -62,8 +78,12 @@ def shard_name(number: int) -> str:
     return f"tokens-{number:05d}.arrow"
 
 
-def make_batch(documents: pa.RecordBatch, tokens: Tokens, recipe: Recipe) -> pa.RecordBatch:
+def make_batch(
+    documents: pa.RecordBatch, tokens: Tokens, recipe: Recipe, counts: np.ndarray | None = None
+) -> pa.RecordBatch:
     """Documents (`document_batches.SCHEMA`) and their tokens as a record batch of `recipe.schema()`.
+
+    counts: int64 [documents], how many of the token lists, its chunks, are each document's; None: one.
 
     Raises `ConfigError` past 2^31 - 1 tokens, which 32-bit list offsets cannot address.
     """
@@ -73,15 +93,48 @@ def make_batch(documents: pa.RecordBatch, tokens: Tokens, recipe: Recipe) -> pa.
     lists = pa.ListArray.from_arrays(
         pa.array(tokens.offsets.astype(np.int32)), pa.array(tokens.values), type=schema.field("tokens").type
     )
-    columns = [lists if name == "tokens" else documents.column(name) for name in schema.names]
+    named = documents if counts is None else _chunk_rows(documents, counts)
+    columns = [lists if name == "tokens" else named.column(name) for name in schema.names]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def write_shard(path: Path, documents: pa.RecordBatch, tokens: Tokens, recipe: Recipe, content: str) -> ShardInfo:
+def documents_of(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The documents of a shard's batch: the batch itself, or of chunks each document's first, under the document's
+    id."""
+    if "chunk" not in batch.schema.names:
+        return batch
+    first = batch.filter(pc.equal(batch.column("chunk"), 0))
+    ids = pc.utf8_slice_codeunits(first.column("id"), 0, -len(f"{SEPARATOR}0"))
+    return first.set_column(first.schema.get_field_index("id"), first.schema.field("id"), ids)
+
+
+def _chunk_rows(documents: pa.RecordBatch, counts: np.ndarray) -> pa.RecordBatch:
+    owner = np.repeat(np.arange(len(counts)), counts)
+    numbers = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    chunk = pa.array(numbers.astype(np.uint16))
+    name = documents.column("id").take(pa.array(owner))
+    ids = pc.binary_join_element_wise(name, pc.cast(chunk, pa.large_string()), pa.scalar(SEPARATOR, pa.large_string()))
+    # Texts are not repeated: after the last document comes an empty one, which later chunks take theirs from.
+    place = pa.array(np.where(numbers == 0, owner, len(counts)))
+    columns = {"id": ids, "chunk": chunk}
+    for part in ("title", "text"):
+        padded = pa.chunked_array([documents.column(part), pa.array([""], pa.large_string())])
+        columns[part] = padded.take(place).combine_chunks()
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def write_shard(
+    path: Path,
+    documents: pa.RecordBatch,
+    tokens: Tokens,
+    recipe: Recipe,
+    content: str,
+    counts: np.ndarray | None = None,
+) -> ShardInfo:
     """Write one shard whole (temporary name, fsync, rename). Raises `OSError` naming `path`, e.g. on a full disk."""
-    batch = make_batch(documents, tokens, recipe)
-    info = ShardInfo(recipe, content, _payload(batch), documents.num_rows, len(tokens.values), tokens.truncated)
-    schema = batch.schema.with_metadata({_METADATA: json.dumps(asdict(info))})
+    batch = make_batch(documents, tokens, recipe, counts)
+    info = ShardInfo(recipe, content, _payload(batch), batch.num_rows, len(tokens.values), tokens.truncated)
+    schema = batch.schema.with_metadata({_METADATA: json.dumps({**asdict(info), "recipe": recipe.as_json()})})
     try:
         with (
             atomic_file(path) as staging,
@@ -126,7 +179,7 @@ def matching_shard(path: Path, recipe: Recipe, content: str) -> ShardInfo | None
     try:
         batch = read_shard(path, recipe)
         info: dict[str, Any] = json.loads(batch.schema.metadata[_METADATA])
-        found = ShardInfo(**{**info, "recipe": Recipe(**info["recipe"])})
+        found = ShardInfo(**{**info, "recipe": Recipe.from_json(info["recipe"])})
         intact = found.recipe == recipe and found.content == content and found.payload == _payload(batch)
     except (ArtifactError, KeyError, TypeError, ValueError):
         return None
@@ -156,6 +209,8 @@ def _logical_buffers(column: pa.Array) -> Iterator[np.ndarray]:
     if pa.types.is_list(column.type):
         yield column.offsets.to_numpy()
         yield column.values.to_numpy()
+    elif pa.types.is_integer(column.type):
+        yield column.to_numpy()
     else:
         _, offsets, data = column.buffers()
         ends = np.frombuffer(offsets, dtype=np.int64)[: len(column) + 1]

@@ -8,71 +8,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import fields
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ance_fast.artifacts import open_artifact
+from ance_fast.data.chunked_documents import ChunkedDocuments
+from ance_fast.data.chunks import ChunkRules
+from ance_fast.data.dataset import Dataset
 from ance_fast.data.document_batches import from_arrow
 from ance_fast.data.document_stream import as_documents
+from ance_fast.data.id_column import IdColumn
 from ance_fast.data.records import Document
 from ance_fast.data.token_build import KIND, Tokenised, build_store, build_table
-from ance_fast.data.token_shards import Recipe, read_shard, token_arrays
+from ance_fast.data.token_corpus import TokenCorpus
+from ance_fast.data.token_import import import_tokens, token_table
+from ance_fast.data.token_shards import Recipe, documents_of, read_shard, token_arrays
 from ance_fast.data.tokenize import tokenizer_fingerprint
 from ance_fast.errors import ArtifactError
-
-
-class IdColumn(Sequence[str]):
-    """Document ids as a sequence of `str` that lies in Arrow memory; `arrow` is the column itself."""
-
-    def __init__(self, arrow: pa.ChunkedArray) -> None:
-        self.arrow = arrow
-
-    def __len__(self) -> int:
-        return len(self.arrow)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            start, stop, step = index.indices(len(self))
-            rows = pa.array(range(start, stop, step), pa.int64())
-            found: list[str] = self.arrow.take(rows).to_pylist()
-            return found
-        one: str = self.arrow[int(index)].as_py()
-        return one
-
-    def __iter__(self) -> Iterator[str]:
-        for chunk in self.arrow.chunks:
-            yield from chunk.to_pylist()
-
-    def __contains__(self, value: object) -> bool:
-        return isinstance(value, str) and bool(self.positions([value])[0] >= 0)
-
-    def positions(self, ids: Sequence[str]) -> np.ndarray:
-        """Row of each id, int64 [len(ids)], -1 where unknown.
-
-        One pass over the whole column whatever the number of ids: ask for many at once. Needs memory for `ids` and 4
-        bytes a row of the column.
-        """
-        wanted = pc.dictionary_encode(pa.array(list(ids), pa.large_string()))
-        rows = np.full(len(wanted.dictionary), -1, dtype=np.int64)
-        start = 0
-        # The table that is searched holds the ids asked for, not the column, which may be far larger.
-        for found in pc.index_in(self.arrow, value_set=wanted.dictionary).chunks:
-            numbers = pc.fill_null(found, -1).to_numpy()
-            here = np.flatnonzero(numbers >= 0)
-            rows[numbers[here]] = start + here
-            start += len(found)
-        return rows[wanted.indices.to_numpy()]
 
 
 class TokenStore:
@@ -103,6 +60,7 @@ class TokenStore:
         *,
         max_length: int,
         prompt: str = "",
+        chunks: ChunkRules | None = None,
         num_proc: int = 1,
         shard_rows: int = 65536,
         keep_text: bool = True,
@@ -112,11 +70,13 @@ class TokenStore:
     ) -> TokenStore:
         """Tokenise `corpus` into the store `path` and open it.
 
-        corpus: `Document`s, (id, text) pairs, or texts (numbered from "0"); read once, in order. Each row holds exactly
+        corpus: `Document`s, (id, text) pairs, or texts (numbered from "0"); read once, in order. Or a `TokenCorpus`,
+        whose tokens are taken as they are, in `num_proc` threads, and have no texts. Each row holds exactly
         `tokenizer(prompt + document.full_text, truncation=True, max_length=max_length)["input_ids"]`. `keep_text=False`
-        leaves titles and texts out. At most `num_proc + 1` shards of `shard_rows` documents are in memory, and the
-        files are the same bytes whatever `num_proc`. With `num_proc > 1` processes are spawned: call it from a module
-        guarded by `if __name__ == "__main__":`.
+        leaves titles and texts out. `chunks` cuts documents of more than `max_length` tokens, which is then
+        `chunks.length`: a row is a chunk, `DOCUMENT#N`, and `chunked` says of which document. At most `num_proc + 1`
+        shards of `shard_rows` documents are in memory, and the files are the same bytes whatever `num_proc`. With
+        `num_proc > 1` processes are spawned: call it from a module guarded by `if __name__ == "__main__":`.
 
         A build that was cut off goes on where it stopped: shards made from equal documents by equal settings are kept.
         If `path` holds this very store already it is opened; if its corpus differs, it is rebuilt from the shards that
@@ -124,20 +84,37 @@ class TokenStore:
         error of this package that it raises leaves what is at `path` as it was.
 
         Raises `DataError` (empty corpus, duplicate ids, what the corpus itself raises), `ConfigError` (settings),
-        `ArtifactError` (`path` holds something else, or a store of another tokenizer, max_length or prompt), `OSError`.
+        `ArtifactError` (`path` holds something else, or a store of another tokenizer, max_length, prompt or
+        other chunks), `OSError`.
         """
+        checked = None if accept is None else lambda work: accept(cls.open(work, verify=False))
+        if isinstance(corpus, TokenCorpus):
+            target = import_tokens(
+                corpus,
+                tokenizer,
+                path,
+                max_length=max_length,
+                prompt=prompt,
+                chunks=chunks,
+                threads=num_proc,
+                show_progress=show_progress,
+                replace=replace,
+                accept=checked,
+            )
+            return cls.open(target, verify=False)
         target, tokenised = build_store(
             corpus,
             tokenizer,
             path,
             max_length=max_length,
             prompt=prompt,
+            chunks=chunks,
             num_proc=num_proc,
             shard_rows=shard_rows,
             keep_text=keep_text,
             show_progress=show_progress,
             replace=replace,
-            accept=None if accept is None else lambda work: accept(cls.open(work, verify=False)),
+            accept=checked,
         )
         store = cls.open(target, verify=False)
         store.tokenised = tokenised
@@ -151,9 +128,11 @@ class TokenStore:
         tokenizer: Any = None,
         max_length: int | None = None,
         prompt: str | None = None,
+        chunks: ChunkRules | None = None,
         verify: bool = True,
     ) -> TokenStore:
-        """Map the store at `path`. What is given of tokenizer, max_length and prompt must be what it was built with.
+        """Map the store at `path`. What is given of tokenizer, max_length, prompt and chunks must be what it was built
+        with.
 
         `verify` reads every file once to compare checksums; without it only names, sizes and token offsets are checked.
         Raises `ArtifactError`: missing, incomplete or damaged, or built with something else (the message says both).
@@ -161,7 +140,7 @@ class TokenStore:
         root = Path(path)
         manifest = open_artifact(root, KIND, verify=verify)
         try:
-            recipe = Recipe(**{part.name: manifest[part.name] for part in fields(Recipe)})
+            recipe = Recipe.from_json(manifest)
             names = [shard["file"] for shard in manifest["shards"]]
             rows = [shard["rows"] for shard in manifest["shards"]]
         except (KeyError, TypeError) as error:
@@ -170,6 +149,7 @@ class TokenStore:
             "tokenizer": None if tokenizer is None else tokenizer_fingerprint(tokenizer),
             "max_length": max_length,
             "prompt": prompt,
+            "chunks": chunks,
         }
         for name, value in wanted.items():
             built = getattr(recipe, name)
@@ -207,13 +187,14 @@ class TokenStore:
         """
         store = cls.open(path, tokenizer=tokenizer, verify=False)
         # Texts without ids are numbered from the first free row, as `build` would have numbered them.
-        new = as_documents(documents, first=len(store))
+        new = as_documents(documents, first=len(store if store.chunked is None else store.chunked))
         return cls.build(
             chain(store.documents(), new),
             tokenizer,
             path,
             max_length=store.max_length,
             prompt=store.prompt,
+            chunks=store.chunks,
             num_proc=num_proc,
             shard_rows=int(store.manifest["shard_rows"]),
             show_progress=show_progress,
@@ -228,13 +209,29 @@ class TokenStore:
         ids: Sequence[str] | None = None,
         max_length: int,
         prompt: str = "",
+        chunks: ChunkRules | None = None,
     ) -> TokenStore:
         """A store in memory, without files: for queries and small corpora. `texts` may be empty.
 
         Raises `ConfigError` if `ids` and `texts` differ in length, `DataError` for duplicate ids.
         """
-        batches, manifest = build_table(texts, tokenizer, ids=ids, max_length=max_length, prompt=prompt)
+        batches, manifest = build_table(texts, tokenizer, ids=ids, max_length=max_length, prompt=prompt, chunks=chunks)
         return cls(batches, manifest)
+
+    @classmethod
+    def of_queries(
+        cls, dataset: Dataset, ids: Sequence[str], tokenizer: Any, *, max_length: int, prompt: str = ""
+    ) -> TokenStore:
+        """The queries `ids` of `dataset` in memory: their texts tokenised, or the tokens that the data set brings.
+
+        Raises as `from_texts`, and as `build` for a `TokenCorpus`.
+        """
+        given = dataset.query_tokens
+        if given is None:
+            texts = [dataset.queries[query] for query in ids]
+            return cls.from_texts(texts, tokenizer, ids=ids, max_length=max_length, prompt=prompt)
+        rows = given.ids.positions(list(ids))
+        return cls(*token_table(given, rows, tokenizer, max_length=max_length, prompt=prompt))
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -275,16 +272,33 @@ class TokenStore:
         pieces = [np.diff(offsets) for _, offsets in self.shards]
         return np.concatenate(pieces).astype(np.int32) if pieces else np.zeros(0, dtype=np.int32)
 
+    @property
+    def chunks(self) -> ChunkRules | None:
+        """How documents were cut into chunks, each a row; None where a row is a document."""
+        return ChunkRules.from_json(self.manifest.get("chunks"))
+
+    @cached_property
+    def chunked(self) -> ChunkedDocuments | None:
+        """Which rows are chunks of which document; None where a row is a document."""
+        if self.chunks is None:
+            return None
+        numbers = [batch.column("chunk").to_numpy() for batch in self._batches]
+        return ChunkedDocuments.from_chunks(np.concatenate(numbers), self.lengths, self.ids.arrow)
+
     def document(self, row: int) -> Document:
-        """The document of a row. Raises `IndexError`, and `ArtifactError` if texts were not kept."""
+        """The document of a row, or of which it is a chunk. Raises `IndexError`, and `ArtifactError` if texts were not
+        kept."""
         shard, local = self._locate(row)
         self._require_texts()
-        return next(from_arrow([self._batches[shard].slice(local, 1)]))
+        batch = self._batches[shard]
+        # A document's text lies in the row of its first chunk.
+        chunk = 0 if self.chunks is None else batch.column("chunk")[local].as_py()
+        return next(from_arrow([documents_of(batch.slice(local - chunk, 1))]))
 
     def documents(self) -> Iterator[Document]:
         """Every document, in row order. Raises `ArtifactError` if texts were not kept."""
         self._require_texts()
-        return from_arrow(self._batches)
+        return from_arrow(documents_of(batch) for batch in self._batches)
 
     def _require_texts(self) -> None:
         if not self.manifest["keep_text"]:

@@ -1,7 +1,8 @@
 """Tokenising many texts, in any process, to exactly what `tokenizer(text, truncation=True, max_length=...)` gives.
 
 A fast tokenizer travels between processes as its serialised JSON and runs in the `tokenizers` library alone, so that a
-worker process imports neither torch nor transformers. Others are pickled whole and called.
+worker process imports neither torch nor transformers. Others are pickled whole and called. Rules about ids that a call
+of the tokenizer does not know are kept in its `init_kwargs` (`ance_fast.data.text_rules`) and hold here.
 """
 
 from __future__ import annotations
@@ -44,6 +45,20 @@ class TextEncoder(Protocol):
 
 
 @dataclass(frozen=True)
+class IdRules:
+    """What is done to the ids of a whole text: `ends` False cuts the end token off with the rest (`ids[:max_length]`),
+    `left_out` is the id of a padding token that takes no place."""
+
+    ends: bool = True
+    left_out: int | None = None
+
+    def cut(self, ids: list[int], max_length: int) -> list[int]:
+        """The ids that are kept of a text with special tokens, or of more of it than `max_length`."""
+        ids = ids[:max_length]
+        return ids if self.left_out not in ids else [one for one in ids if one != self.left_out]
+
+
+@dataclass(frozen=True)
 class FastEncoder:
     """A `tokenizers.Tokenizer` as its JSON, with the settings that the JSON does not carry."""
 
@@ -51,12 +66,14 @@ class FastEncoder:
     max_length: int
     direction: str
     encode_special_tokens: bool
+    rules: IdRules = IdRules()
 
     def ids(self, texts: Sequence[str]) -> Iterator[tuple[list[int], bool]]:
         """(Token ids with special tokens, whether the text was cut) of each text."""
         for encoding in _backend(self).encode_batch_fast(list(texts)):
             ids = encoding.ids
-            yield ids, len(ids) == self.max_length and bool(encoding.overflowing)
+            cut = len(ids) >= self.max_length and (len(ids) > self.max_length or bool(encoding.overflowing))
+            yield self.rules.cut(ids, self.max_length), cut
 
 
 @dataclass(frozen=True)
@@ -65,13 +82,19 @@ class CalledEncoder:
 
     tokenizer: Any
     max_length: int
+    rules: IdRules = IdRules()
 
     def ids(self, texts: Sequence[str]) -> Iterator[tuple[list[int], bool]]:
         """(Token ids with special tokens, whether the text was cut) of each text."""
+        if not self.rules.ends:
+            for ids in self.tokenizer(list(texts), verbose=False)["input_ids"]:
+                yield self.rules.cut(list(ids), self.max_length), len(ids) > self.max_length
+            return
         rows = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)["input_ids"]
         for text, ids in zip(texts, rows, strict=True):
             # Only a text that fills the limit can have been cut, so few are tokenised twice.
-            yield list(ids), len(ids) == self.max_length and self._whole_length(text) > len(ids)
+            cut = len(ids) == self.max_length and self._whole_length(text) > len(ids)
+            yield self.rules.cut(list(ids), self.max_length), cut
 
     def _whole_length(self, text: str) -> int:
         return len(self.tokenizer(text, verbose=False)["input_ids"])
@@ -83,13 +106,20 @@ def _backend(encoder: FastEncoder) -> Any:
 
     backend = Tokenizer.from_str(encoder.serialised)
     backend.no_padding()
-    backend.enable_truncation(encoder.max_length, stride=0, strategy="longest_first", direction=encoder.direction)
+    # With room for the special tokens the end token of a long text comes after the place where it is cut.
+    room = 0 if encoder.rules.ends else backend.num_special_tokens_to_add(False)
+    backend.enable_truncation(
+        encoder.max_length + room, stride=0, strategy="longest_first", direction=encoder.direction
+    )
     backend.encode_special_tokens = encoder.encode_special_tokens
     return backend
 
 
 def text_encoder(tokenizer: Any, max_length: int) -> TextEncoder:
     """The fastest encoder that gives exactly the ids of `tokenizer(text, truncation=True, max_length=max_length)`.
+
+    Where `tokenizer.init_kwargs` says `truncation_drops_end`, a text that is too long has no end token; where it says
+    `padding_left_out`, padding tokens that a text spells out are left out after it was cut.
 
     Raises `ConfigError` if `max_length` leaves no room beside the special tokens.
     """
@@ -98,7 +128,8 @@ def text_encoder(tokenizer: Any, max_length: int) -> TextEncoder:
         raise ConfigError(
             f"max_length must be an integer above {special}, the number of special tokens, not {max_length}"
         )
-    called = CalledEncoder(tokenizer, max_length)
+    rules = _id_rules(tokenizer)
+    called = CalledEncoder(tokenizer, max_length, rules)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return called
@@ -107,13 +138,22 @@ def text_encoder(tokenizer: Any, max_length: int) -> TextEncoder:
         max_length=max_length,
         direction=getattr(tokenizer, "truncation_side", "right"),
         encode_special_tokens=bool(getattr(tokenizer, "split_special_tokens", False)),
+        rules=rules,
     )
     # A subclass may do more in Python than its serialised form says.
-    expected = tokenizer(list(_PROBES), truncation=True, max_length=max_length)["input_ids"]
-    if [ids for ids, _ in fast.ids(_PROBES)] != [list(ids) for ids in expected]:
+    if [ids for ids, _ in fast.ids(_PROBES)] != [ids for ids, _ in called.ids(_PROBES)]:
         logger.warning("%s differs from its serialised form: it is called directly, slower", type(tokenizer).__name__)
         return called
     return fast
+
+
+def _id_rules(tokenizer: Any) -> IdRules:
+    said = getattr(tokenizer, "init_kwargs", {})
+    drops_end = bool(said.get("truncation_drops_end"))
+    side = getattr(tokenizer, "truncation_side", "right")
+    if drops_end and side != "right":
+        raise ConfigError(f"truncation_drops_end goes with truncation_side='right', not {side!r}")
+    return IdRules(ends=not drops_end, left_out=tokenizer.pad_token_id if said.get("padding_left_out") else None)
 
 
 def tokenize(
@@ -167,7 +207,8 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     """BLAKE2b (128 bits, hex) of what decides a tokenizer's output.
 
     For a fast tokenizer: its serialised JSON without truncation and padding, which every call may change. For others:
-    class, vocabulary and special tokens. Equal before and after `save_pretrained`.
+    class, vocabulary and special tokens. Rules about ids count where there are any. Equal before and after
+    `save_pretrained`.
     """
     side = getattr(tokenizer, "truncation_side", "right")
     split = bool(getattr(tokenizer, "split_special_tokens", False))
@@ -177,7 +218,9 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     else:
         special = {name: str(value) for name, value in getattr(tokenizer, "special_tokens_map", {}).items()}
         body = {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab(), "special": special}
-    text = json.dumps([body, side, split], sort_keys=True)
+    said = getattr(tokenizer, "init_kwargs", {})
+    rules = [name for name in ("truncation_drops_end", "padding_left_out") if said.get(name)]
+    text = json.dumps([body, side, split, *rules], sort_keys=True)
     return hashlib.blake2b(text.encode("utf-8"), digest_size=16).hexdigest()
 
 

@@ -252,6 +252,7 @@ def _settings(encoder: Encoder, store: TokenStore) -> dict[str, Any]:
         "tokenizer": store.tokenizer_fingerprint,
         "max_length": store.max_length,
         "prompt": store.prompt,
+        **({} if store.chunks is None else {"chunks": store.chunks.as_json()}),
     }
 
 
@@ -283,6 +284,7 @@ def tokenised(
             out_dir.with_name(out_dir.name + ".tokens"),
             max_length=encoder.max_document_length,
             prompt=encoder.document_prompt,
+            chunks=encoder.chunks,
             show_progress=show_progress,
             accept=accept,
         )
@@ -302,6 +304,11 @@ def _check_store(encoder: Encoder, store: TokenStore) -> None:
         raise ArtifactError(
             f"{store}: tokenised with the prompt {store.prompt!r}, this checkpoint's is {encoder.document_prompt!r}; "
             "tokenize the corpus with this checkpoint"
+        )
+    if store.chunks != encoder.chunks:
+        raise ArtifactError(
+            f"{store}: its documents are cut by {store.chunks}, this encoder's by {encoder.chunks}; tokenize the corpus "
+            "again, or change the encoder with set_chunks (--chunks)"
         )
     if store.max_length > int(encoder.layout.max_seq_length or store.max_length):
         raise ConfigError(

@@ -113,7 +113,9 @@ def encode_spans(
         raise ConfigError("nowhere to put the embeddings: give a sink or a resident matrix")
     stopped = stopped or threading.Event()
     packer = Packer(store, pin_memory=device.type == "cuda")
-    run = _Run(encoder, store, packer, TokenBudget(batch_tokens), times, on_batch)
+    chunks = store.chunks
+    padding = encoder.padding_vector(chunks.length) if chunks is not None and chunks.keep_empty else None
+    run = _Run(encoder, store, packer, TokenBudget(batch_tokens), times, on_batch, padding)
     done: list[Span] = []
     with times.running(), ExitStack() as stack:
         stack.enter_context(encoder.backbone.inference())
@@ -169,6 +171,7 @@ class _Run:
     budget: TokenBudget
     times: StageTimes
     on_batch: Callable[[int, int], None] | None
+    padding: Tensor | None  # the embedding of rows without tokens, where that is not what the encoder makes of nothing
 
 
 def _place(run: _Run, window: Window, resident: Tensor | None, slot: FillSlot | None) -> Tensor:
@@ -214,7 +217,10 @@ def _fits(run: _Run, place: Tensor, batch: PackedBatch) -> bool:
         with times.on(device, "forward"):
             hidden = encoder.hidden(there)
         with times.on(device, "pool"):
-            place.index_copy_(0, rows, encoder.pool(hidden, there).to(place.dtype))
+            vectors = encoder.pool(hidden, there)
+            if run.padding is not None:
+                vectors[torch.from_numpy(batch.lengths == 0).to(device)] = run.padding
+            place.index_copy_(0, rows, vectors.to(place.dtype))
     except torch.OutOfMemoryError:
         return False
     return True

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from ance_fast.artifacts import open_artifact
-from ance_fast.data.token_store import IdColumn
+from ance_fast.data.chunks import SEPARATOR
+from ance_fast.data.id_column import IdColumn
 from ance_fast.encoding.shard_writer import map_shard
 from ance_fast.errors import ArtifactError
 
@@ -121,6 +122,11 @@ class EmbeddingShards:
     def fingerprint(self) -> str:
         """Fingerprint of the encoder."""
         return str(self.manifest["fingerprint"])
+
+    @property
+    def document_separator(self) -> str | None:
+        """What stands between a document's id and a chunk's number in `ids`; None where a row is a document."""
+        return None if self.manifest.get("settings", {}).get("chunks") is None else SEPARATOR
 
     def _restored(self, block: np.ndarray) -> np.ndarray:
         assert self.mean is not None

@@ -53,6 +53,11 @@ class IdTable:
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table, max_chunksize=BATCH_ROWS)
 
+    @property
+    def arrow(self) -> pa.ChunkedArray:
+        """The column itself."""
+        return self._column
+
     def __len__(self) -> int:
         return len(self._column)
 

@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 
 from ance_fast.artifacts import open_artifact, staged_artifact
+from ance_fast.data.chunked_documents import DocumentGroups, NamedGroups, groups_by_id
 from ance_fast.errors import ArtifactError, ConfigError
 from ance_fast.index import factory as factories
 from ance_fast.index import memory
 from ance_fast.index.backends import Backend, Progress, attached_backend, build_backend, stored_dtype
 from ance_fast.index.devices import chosen_devices
+from ance_fast.index.documents import search_documents
 from ance_fast.index.ids import IdTable
 from ance_fast.index.memory import MemoryEstimate, estimate_memory
 from ance_fast.index.merged import MergedBackend
@@ -41,10 +43,20 @@ class Index:
         factory, metric, dim: as built.
         fingerprint: of the encoder that made the vectors, None if not told.
         ids: the document ids, `IdTable`.
+        document_separator: where rows are chunks, what stands between a document's id and the chunk's in `ids`; embedding
+            shards say so, others may be told by setting it. None: each row is a document.
     """
 
     def __init__(
-        self, backend: Backend, ids: IdTable, *, factory: str, metric: str, dim: int, fingerprint: str | None
+        self,
+        backend: Backend,
+        ids: IdTable,
+        *,
+        factory: str,
+        metric: str,
+        dim: int,
+        fingerprint: str | None,
+        document_separator: str | None = None,
     ) -> None:
         self._backend = backend
         self.ids = ids
@@ -52,6 +64,8 @@ class Index:
         self.metric = metric
         self.dim = dim
         self.fingerprint = fingerprint
+        self.document_separator = document_separator
+        self._documents: tuple[IdTable, str, NamedGroups] | None = None
 
     @classmethod
     def build(
@@ -113,7 +127,15 @@ class Index:
             memory.check_memory(expected, factory, source.count, source.dim, places)
         backend = build_backend(source, table, factory, metric, places, dtype, train_size, seed, progress)
         name = fingerprint or source.fingerprint
-        return cls(backend, table, factory=factory, metric=metric, dim=source.dim, fingerprint=name)
+        return cls(
+            backend,
+            table,
+            factory=factory,
+            metric=metric,
+            dim=source.dim,
+            fingerprint=name,
+            document_separator=source.document_separator,
+        )
 
     @classmethod
     def over(
@@ -151,7 +173,15 @@ class Index:
             if progress is not None:
                 progress(len(block))
         name = fingerprint or source.fingerprint
-        return cls(backend, table, factory="Flat", metric=metric, dim=source.dim, fingerprint=name)
+        return cls(
+            backend,
+            table,
+            factory="Flat",
+            metric=metric,
+            dim=source.dim,
+            fingerprint=name,
+            document_separator=source.document_separator,
+        )
 
     @classmethod
     def merged(cls, indexes: Sequence[Index]) -> Index:
@@ -165,7 +195,7 @@ class Index:
             raise ConfigError("there are no indexes to merge")
         first = indexes[0]
         for number, other in enumerate(indexes):
-            for what in ("dim", "metric", "fingerprint"):
+            for what in ("dim", "metric", "fingerprint", "document_separator"):
                 mine, theirs = getattr(first, what), getattr(other, what)
                 if mine != theirs:
                     name = "encoder" if what == "fingerprint" else what
@@ -178,6 +208,7 @@ class Index:
             metric=first.metric,
             dim=first.dim,
             fingerprint=first.fingerprint,
+            document_separator=first.document_separator,
         )
 
     @staticmethod
@@ -279,6 +310,28 @@ class Index:
             scores, positions = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
         return SearchResult(*padded(scores, positions, k), self.ids)
 
+    def search_documents(
+        self,
+        query_embeddings: Any,
+        k: int,
+        *,
+        documents: DocumentGroups | None = None,
+        exclude_positions: tuple[Any, Any] | None = None,
+        params: Mapping[str, int] | None = None,
+    ) -> SearchResult:
+        """The k best documents of each query where rows are chunks, by the best chunk; of an index without chunks, what
+        `search` returns.
+
+        documents: of the rows; None: by `document_separator`, which takes a pass over the ids at the first call. The
+        result's positions number these documents. exclude_positions: rows; others as for `search`.
+        """
+        groups = self._groups() if documents is None else documents
+        if groups is None:
+            return self.search(query_embeddings, k, exclude_positions=exclude_positions, params=params)
+        return search_documents(
+            self, query_embeddings, k, groups, exclude_positions=exclude_positions, params=params
+        )
+
     def reconstruct(self, rows: Any) -> np.ndarray:
         """The vectors of `rows` (integers), float32 [len(rows), dim]; normalised if the metric is cosine.
 
@@ -305,6 +358,8 @@ class Index:
             "backend": self.backend,
             "versions": versions(),
         }
+        if self.document_separator is not None:
+            manifest["document_separator"] = self.document_separator
         try:
             with staged_artifact(path, KIND, manifest) as staging:
                 manifest |= self._backend.save(staging)
@@ -353,7 +408,15 @@ class Index:
             raise ArtifactError(
                 f"{root}: {len(backend)} vectors, {len(ids)} ids and a count of {count}; build the index again"
             )
-        return cls(backend, ids, factory=factory, metric=metric, dim=dim, fingerprint=recorded)
+        return cls(
+            backend,
+            ids,
+            factory=factory,
+            metric=metric,
+            dim=dim,
+            fingerprint=recorded,
+            document_separator=manifest.get("document_separator"),
+        )
 
     @property
     def backend(self) -> str:
@@ -370,6 +433,16 @@ class Index:
 
     def __repr__(self) -> str:
         return f"Index({self.factory}, {self.metric}, {len(self)} x {self.dim}, {self.backend})"
+
+    def _groups(self) -> NamedGroups | None:
+        """The documents of the rows as they are now."""
+        if self.document_separator is None:
+            return None
+        known = self._documents
+        if known is None or known[0] is not self.ids or known[1] != self.document_separator:
+            known = self.ids, self.document_separator, groups_by_id(self.ids.arrow, self.document_separator)
+            self._documents = known
+        return known[2]
 
     def _checked_source(self, embeddings: Any) -> VectorSource:
         source = vector_source(embeddings)

@@ -26,6 +26,7 @@ class VectorSource:
         parts: the arrays [m, dim] behind the blocks, in order: whole, as stored, without a copy.
         mean: float32 [dim] that was taken off the stored rows (`parts`) and that `blocks` puts back; None: nothing was.
         dtype: of the stored rows.
+        document_separator: where a row is a chunk of a document, what stands before its number in its id.
     """
 
     count: int
@@ -36,6 +37,7 @@ class VectorSource:
     ids: Any = None
     fingerprint: str | None = None
     mean: np.ndarray | None = None
+    document_separator: str | None = None
 
     def stored(self) -> VectorSource:
         """The same rows as they are stored, the mean not put back."""
@@ -186,4 +188,5 @@ def _shard_source(shards: Any) -> VectorSource:
         ids=getattr(shards.ids, "arrow", shards.ids),
         fingerprint=getattr(shards, "fingerprint", None),
         mean=None if mean is None else np.ascontiguousarray(mean, dtype=np.float32),
+        document_separator=getattr(shards, "document_separator", None),
     )

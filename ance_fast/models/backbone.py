@@ -61,7 +61,19 @@ def load_transformer(folder: Path, num_layers: int | None) -> PreTrainedModel:
     if getattr(model, "pooler", None) is not None:
         # No pooling here uses it: frozen, it costs no optimizer state and leaves no gradient-less parameter for DDP.
         model.pooler.requires_grad_(False)
+    if getattr(model.config, "frozen_token_types", False):
+        # It stands in for nothing: the architecture that these weights come from has no token types.
+        model.embeddings.token_type_embeddings.requires_grad_(False)
     return model
+
+
+def keep_layers(model: PreTrainedModel, num_layers: int, where: Path) -> None:
+    """Leave only the first layers of a RoBERTa-shaped model (`ConfigError` if it has fewer)."""
+    encoder: Any = model.encoder
+    if not 1 <= num_layers <= len(encoder.layer):
+        raise ConfigError(f"num_layers={num_layers}: {where} has {len(encoder.layer)} layers")
+    encoder.layer = encoder.layer[:num_layers]
+    model.config.num_hidden_layers = num_layers
 
 
 class PackedBackbone(nn.Module):
@@ -187,7 +199,13 @@ class PackedBackbone(nn.Module):
         mask = columns < torch.diff(batch.cu_seqlens).unsqueeze(1)
         ids = torch.full(mask.shape, self.pad_token_id, device=self.device, dtype=torch.long)
         ids[mask] = batch.input_ids
-        return self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state[mask]
+        given = {}
+        if self.position_offset:
+            # RoBERTa and its kin would count tokens that look like padding as none.
+            positions = torch.full(mask.shape, self.position_offset - 1, device=self.device, dtype=torch.long)
+            positions[mask] = self._positions(batch)
+            given["position_ids"] = positions
+        return self.model(input_ids=ids, attention_mask=mask.long(), **given).last_hidden_state[mask]
 
     def _use(self, mode: str) -> None:
         self.model.set_attn_implementation(IMPLEMENTATION if mode == "packed" else self._padded_implementation)

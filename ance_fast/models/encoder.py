@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +19,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ance_fast.artifacts import MANIFEST, open_artifact, staged_artifact
+from ance_fast.data.chunks import ChunkRules
 from ance_fast.data.packing import PackedBatch, Packer, Shard, TokenTable
+from ance_fast.data.text_rules import lower_cased, released_tokenizer, text_rules
 from ance_fast.data.tokenize import TextEncoder, Tokens, text_encoder, token_dtype, tokenize
 from ance_fast.errors import ArtifactError, ConfigError, MissingDependencyError
-from ance_fast.models.backbone import PackedBackbone, load_transformer
-from ance_fast.models.heads import head_module, load_head
+from ance_fast.models.backbone import PackedBackbone, keep_layers, load_transformer
+from ance_fast.models.heads import head_module, load_head, refuse_misfit_head
 from ance_fast.models.layouts import CheckpointLayout, read_layout, resolve_checkpoint, write_layout
+from ance_fast.models.router_layout import write_routes
+from ance_fast.models.state_dicts import refuse_misfit
+from ance_fast.models.unused_weights import zero_gradients
 from ance_fast.ops import pool_normalize
 from ance_fast.progress import progress_bar
 
@@ -33,24 +40,39 @@ DEFAULT_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
 
 
 class Encoder(nn.Module):
-    """A bi-encoder tower: transformer -> pooling -> optional Dense/LayerNorm modules -> optional L2 normalisation.
+    """A bi-encoder: transformer -> pooling -> optional Dense/LayerNorm modules -> optional L2 normalisation.
 
-    Make one with `Encoder.load`. Calling it on a `PackedBatch` gives embeddings float32 [B, dim]; `encode*` take texts.
-    Embeddings on a GPU go to CuPy without a copy: `cupy.from_dlpack(embeddings.detach())`, or output="cupy" below.
+    One tower for queries and documents, or two: then this is the documents', and `query_encoder`, an encoder of one
+    tower, takes the queries. Everything here is about documents but what names queries; whoever encodes queries by
+    tokens asks `for_queries`.
+
+    Make one with `Encoder.load`, or of two with `Encoder.pair`. Calling it on a `PackedBatch` gives embeddings float32
+    [B, dim]; `encode*` take texts. Embeddings on a GPU go to CuPy without a copy:
+    `cupy.from_dlpack(embeddings.detach())`, or output="cupy" below.
     """
 
-    def __init__(self, backbone: PackedBackbone, head: nn.ModuleList, tokenizer: Any, layout: CheckpointLayout) -> None:
+    def __init__(
+        self,
+        backbone: PackedBackbone,
+        head: nn.ModuleList,
+        tokenizer: Any,
+        layout: CheckpointLayout,
+        query_encoder: Encoder | None = None,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.tokenizer = tokenizer
         self.head = head
+        self.query_encoder = query_encoder
         longest = min(layout.max_seq_length or tokenizer.model_max_length, backbone.max_positions or 10**9, 8192)
         self.layout = dataclasses.replace(
             layout,
+            query=None,  # it is the other tower's own
             max_seq_length=longest,
             max_query_length=min(layout.max_query_length or longest, longest),
             max_document_length=min(layout.max_document_length or longest, longest),
         )
+        self.set_chunks(layout.chunks)
         self._text_encoders: dict[int, TextEncoder] = {}
         # Set when the weights in memory are a rounded copy of the checkpoint's.
         self._checkpoint_digest: str | None = None
@@ -68,50 +90,137 @@ class Encoder(nn.Module):
         num_layers: int | None = None,
         max_query_length: int | None = None,
         max_document_length: int | None = None,
+        text_preset: str | None = None,
     ) -> Encoder:
-        """Load a Hugging Face or sentence-transformers checkpoint (folder or hub id).
+        """Load a checkpoint (folder or hub id) of Hugging Face, sentence-transformers, microsoft/ANCE, castorini or
+        SEED-Encoder (`docs/checkpoints.md`; a tar too).
 
         `dtype`: "auto" is float32 on the CPU (half precision is slower there) and float16 on CUDA. `attention`:
         "packed" runs without padding, "padded" with it, "auto" packs when the model supports it. `pooling` (mean,
         cls, max, last), `normalize` and the lengths override what the checkpoint says; a plain Hugging Face folder
         says nothing and gets mean pooling without normalisation. `num_layers` keeps the first layers only.
+        `text_preset` ("ance", "ance-cased", "seed", "dpr", "plain") replaces what the checkpoint says of how text
+        becomes tokens by the rules of released code (`ance_fast.data.text_rules`); an encoder saves them. Of two
+        towers all of this holds for both.
 
         Raises `ArtifactError` for missing, incomplete or foreign checkpoints, `ConfigError` for unsupported modules.
         """
-        from transformers import AutoTokenizer
-
+        if pooling not in (None, "mean", "cls", "max", "last"):
+            raise ConfigError(f"pooling={pooling!r}: choose mean, cls, max or last")
+        _dtype(dtype, _device(device))  # before anything is read
         folder = resolve_checkpoint(name_or_path)
         if (folder / MANIFEST).is_file():
             open_artifact(folder)
-        layout = read_layout(folder)
         changes: dict[str, Any] = {
             "pooling": pooling,
             "normalize": normalize,
             "max_query_length": max_query_length,
             "max_document_length": max_document_length,
         }
-        layout = dataclasses.replace(layout, **{key: value for key, value in changes.items() if value is not None})
-        if layout.pooling not in ("mean", "cls", "max", "last"):
-            raise ConfigError(f"pooling={layout.pooling!r}: choose mean, cls, max or last")
-        place = _device(device)
+        changes = {key: value for key, value in changes.items() if value is not None}
+        encoder = _open_foreign(folder, text_preset)
+        if encoder is not None:
+            encoder = encoder._changed(changes, num_layers, folder)
+        else:
+            layout = read_layout(folder)
+            encoder = cls._read_tower(dataclasses.replace(layout, **changes), text_preset, num_layers)
+            if layout.query is not None:
+                query = cls._read_tower(dataclasses.replace(layout.query, **changes), text_preset, num_layers)
+                encoder = cls.pair(query, encoder)
+        return encoder.placed(device, dtype, attention)
+
+    @classmethod
+    def _read_tower(cls, layout: CheckpointLayout, text_preset: str | None, num_layers: int | None) -> Encoder:
+        from transformers import AutoTokenizer
+
         try:
             tokenizer = AutoTokenizer.from_pretrained(layout.transformer)
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{layout.transformer}: the tokenizer could not be loaded: {error}") from error
-        if layout.lower_case:
-            _lower_case(tokenizer)
+        if text_preset is not None and text_rules(text_preset) is not None:
+            tokenizer = released_tokenizer(tokenizer, text_preset)
+        elif layout.lower_case:
+            tokenizer = lower_cased(tokenizer)
         model = load_transformer(layout.transformer, num_layers).eval()
+        refuse_misfit_head(layout.head, int(model.config.hidden_size), layout.transformer)
         head = nn.ModuleList(head_module(spec) for spec in layout.head)
         for module, spec in zip(head, layout.head, strict=True):
             load_head(module, spec)
+        backbone = PackedBackbone(model, "padded", tokenizer.pad_token_id or 0)
+        return cls(backbone, head, tokenizer, layout).eval()
+
+    def _changed(self, changes: dict[str, Any], num_layers: int | None, where: Path) -> Encoder:
+        """The same towers with other settings, and only the first of their layers."""
+        towers: list[Encoder] = []
+        for tower in reversed(self.towers):
+            if num_layers is not None:
+                keep_layers(tower.backbone.model, num_layers, where)
+            layout = dataclasses.replace(tower.layout, **changes)
+            towers.append(type(self)(tower.backbone, tower.head, tower.tokenizer, layout, *towers))
+        return towers[-1].eval()
+
+    def placed(self, device: str = "auto", dtype: str = "auto", attention: str = "auto") -> Encoder:
+        """This encoder, whose weights must be float32, moved and rounded as `load` does it; ready to embed."""
+        place = _device(device)
         kind = _dtype(dtype, place)
-        rounded = None if kind == torch.float32 else _weights_digest(nn.ModuleDict({"model": model, "head": head}))
-        nn.Module.to(model, place, kind)
-        encoder = cls(PackedBackbone(model, attention, tokenizer.pad_token_id or 0), head.to(place), tokenizer, layout)
-        encoder._checkpoint_digest = rounded
-        return encoder.eval()
+        for tower in self.towers:
+            tower._checkpoint_digest = None if kind == torch.float32 else _weights_digest(tower)
+            model = tower.backbone.model
+            nn.Module.to(model, place, kind)
+            tower.head.to(place)
+            tower.backbone = PackedBackbone(model, attention, tower.backbone.pad_token_id)
+        return self.eval()
+
+    @classmethod
+    def pair(cls, query: Encoder, document: Encoder) -> Encoder:
+        """Two towers as one encoder, which shares their weights: `query` (its query tower, if it has two) for queries,
+        `document` (its document tower) for the rest.
+
+        Raises `ConfigError` where their vectors cannot be compared (another width, or only one is L2-normalised), or
+        they are on different devices, or are one and the same: `two_towers` makes two of one.
+        """
+        query = query.for_queries
+        if query.backbone is document.backbone:
+            raise ConfigError("a pair of an encoder with itself would have one tower; use its two_towers()")
+        if query.dim != document.dim:
+            raise ConfigError(f"the query tower's vectors have {query.dim} dimensions, the documents' {document.dim}")
+        if query.layout.normalize != document.layout.normalize:
+            one = "query" if query.layout.normalize else "document"
+            raise ConfigError(f"only the {one} tower L2-normalises its vectors; load both with the same normalize=")
+        if query.device != document.device:
+            raise ConfigError(f"the query tower is on {query.device}, the documents' on {document.device}")
+        prompts = {name: prompt for name, prompt in document.layout.prompts.items() if name != "query"}
+        if query.query_prompt:
+            prompts["query"] = query.query_prompt
+        default = document.layout.default_prompt_name
+        common: dict[str, Any] = {
+            "prompts": prompts,
+            "default_prompt_name": default if default in prompts else None,
+            "similarity": document.layout.similarity,
+        }
+        towers: list[Encoder] = []
+        for tower in (query, document):
+            layout = dataclasses.replace(tower.layout, **common)
+            made = cls(tower.backbone, tower.head, tower.tokenizer, layout, *towers)
+            made._checkpoint_digest = tower._checkpoint_digest
+            towers.append(made.train(tower.training))
+        return towers[-1]
+
+    def two_towers(self) -> Encoder:
+        """Two towers that begin with these weights, as DPR does with BERT's; itself where there are two already."""
+        return self if self.query_encoder is not None else Encoder.pair(copy.deepcopy(self), self)
 
     # ---- properties ----
+
+    @property
+    def for_queries(self) -> Encoder:
+        """The tower that embeds queries: itself, unless there are two."""
+        return self if self.query_encoder is None else self.query_encoder
+
+    @property
+    def towers(self) -> tuple[Encoder, ...]:
+        """Itself, and the query tower where there are two."""
+        return (self,) if self.query_encoder is None else (self, self.query_encoder)
 
     @property
     def device(self) -> torch.device:
@@ -125,7 +234,7 @@ class Encoder(nn.Module):
 
     @property
     def max_query_length(self) -> int:
-        return int(self.layout.max_query_length or 0)
+        return int(self.for_queries.layout.max_query_length or 0)
 
     @property
     def max_document_length(self) -> int:
@@ -142,18 +251,39 @@ class Encoder(nn.Module):
 
     def set_lengths(self, max_query_length: int | None = None, max_document_length: int | None = None) -> None:
         """Change where queries and documents are cut, in tokens (`ConfigError` beyond what the model can take)."""
-        for name, value in (("max_query_length", max_query_length), ("max_document_length", max_document_length)):
+        for tower, name, value in (
+            (self.for_queries, "max_query_length", max_query_length),
+            (self, "max_document_length", max_document_length),
+        ):
             if value is None:
                 continue
-            if not 3 <= value <= int(self.layout.max_seq_length or 0):
-                raise ConfigError(f"{name}={value}: this encoder takes 3 to {self.layout.max_seq_length} tokens")
+            if not 3 <= value <= int(tower.layout.max_seq_length or 0):
+                raise ConfigError(f"{name}={value}: this encoder takes 3 to {tower.layout.max_seq_length} tokens")
+            if name == "max_document_length" and self.chunks is not None and value != self.chunks.length:
+                raise ConfigError(f"{name}={value}: documents are cut into chunks of {self.chunks.length} tokens")
             change: dict[str, Any] = {name: value}
-            self.layout = dataclasses.replace(self.layout, **change)
+            tower.layout = dataclasses.replace(tower.layout, **change)
+
+    @property
+    def chunks(self) -> ChunkRules | None:
+        """How token stores for this encoder cut documents into chunks (MaxP); None: they do not."""
+        return self.layout.chunks
+
+    def set_chunks(self, chunks: ChunkRules | None) -> None:
+        """Change `chunks`, whose length becomes the maximum document length (`ConfigError` beyond what the model can
+        take). `encode_document` does not cut: it embeds what fits one chunk."""
+        if chunks is not None:
+            longest = int(self.layout.max_seq_length or 0)
+            if chunks.length > longest:
+                raise ConfigError(f"chunks of {chunks.length} tokens: this encoder takes {longest}")
+            self.layout = dataclasses.replace(self.layout, max_document_length=chunks.length)
+        self.layout = dataclasses.replace(self.layout, chunks=chunks)
 
     def info(self) -> dict[str, str]:
         """How this encoder runs: architecture, device, dtype, packed or padded attention and the stack that embeds
-        texts, each with the reason why."""
+        texts, each with the reason why; of a query tower the same, as "query_architecture" and so on."""
         stack, stack_reason = self.backbone.stack_choice()
+        query = {} if self.query_encoder is None else self.query_encoder.info()
         return {
             "architecture": type(self.backbone.model).__name__,
             "device": str(self.device),
@@ -163,10 +293,11 @@ class Encoder(nn.Module):
             "stack": stack,
             "stack_reason": stack_reason,
             "pooling": self.layout.pooling + ("+l2" if self.layout.normalize else ""),
+            **{f"query_{name}": value for name, value in query.items()},
         }
 
     def fingerprint(self) -> str:
-        """BLAKE2b over weights, pooling, head and prompts: equal exactly when embeddings are comparable.
+        """BLAKE2b over weights, pooling, head and prompts of all towers: equal exactly when embeddings are comparable.
 
         Lengths and the dtype in memory do not count: an encoder loaded in half precision has the fingerprint of its
         checkpoint.
@@ -176,13 +307,26 @@ class Encoder(nn.Module):
         layout = self.layout
         settings = (layout.pooling, layout.normalize, layout.prompts)
         digest.update(repr((settings, [spec.config for spec in layout.head])).encode())
+        if self.query_encoder is not None:
+            digest.update(self.query_encoder.fingerprint().encode())
         return digest.hexdigest()
 
     # ---- embedding ----
 
-    def forward(self, batch: PackedBatch) -> Tensor:
-        """Embeddings float32 [B, dim] of the batch's sequences, in packed order."""
-        return self.pool(self.hidden(batch), batch)
+    def forward(self, batch: PackedBatch, *, reach_all: bool = False) -> Tensor:
+        """Embeddings float32 [B, dim] of the batch's sequences, in packed order; by the query tower for a batch that is
+        `for_queries`.
+
+        reach_all: the other tower's weights get a gradient of zero, so that a backward pass leaves out none of all.
+        DistributedDataParallel exchanges gradients when every weight has its own.
+        """
+        tower = self.for_queries if batch.for_queries else self
+        embeddings = tower.pool(tower.hidden(batch), batch)
+        if reach_all and self.query_encoder is not None and torch.is_grad_enabled():
+            used = {id(weight) for weight in tower._own_parameters()}
+            others = [weight for weight in self.parameters() if weight.requires_grad and id(weight) not in used]
+            return zero_gradients(embeddings, others)
+        return embeddings
 
     def hidden(self, batch: PackedBatch) -> Tensor:
         """What `pool` makes embeddings of: hidden states [T, hidden], or [B, hidden] where only first tokens are
@@ -224,6 +368,7 @@ class Encoder(nn.Module):
         packer = Packer(table)
         count = len(packer) if rows is None else len(rows)
         out = torch.zeros(count, self.dim, device=self.device)
+        padding = _padding_length(table)
         budget = batch_tokens or DEFAULT_BATCH_TOKENS.get(self.device.type, 4096)
         training = self.training
         self.eval()
@@ -233,9 +378,26 @@ class Encoder(nn.Module):
                     out[torch.as_tensor(batch.rows, device=self.device)] = self(batch.to(self.device))
                     if on_progress is not None:
                         on_progress(len(batch))
+                if padding:
+                    out[torch.as_tensor(packer.lengths(rows) == 0, device=self.device)] = self.padding_vector(padding)
         finally:
             self.train(training)
         return out
+
+    def padding_vector(self, length: int) -> Tensor:
+        """The embedding float32 [dim] of `length` padding tokens that see each other: what stands for a chunk past its
+        document's end where such chunks are kept. transformers 2.3.0 gives it for a row whose mask is 0 throughout.
+        """
+        batch = PackedBatch(
+            input_ids=torch.full((length,), self.backbone.pad_token_id),
+            position_ids=torch.arange(length),
+            cu_seqlens=torch.tensor([0, length], dtype=torch.int32),
+            max_seqlen=length,
+            rows=np.zeros(1, dtype=np.int64),
+        )
+        with self.backbone.inference():
+            # Within inference the result may lie in a buffer that the next call writes over.
+            return self(batch.to(self.device))[0].clone()
 
     def encode(
         self,
@@ -279,9 +441,9 @@ class Encoder(nn.Module):
         return export(embeddings[0] if isinstance(inputs, str) else embeddings)
 
     def encode_query(self, inputs: str | Sequence[str], **options: Any) -> Any:
-        """`encode` with the checkpoint's query prompt and maximum query length."""
+        """`encode` with the checkpoint's query prompt and maximum query length, by the query tower if there is one."""
         prompt = {} if "prompt_name" in options else {"prompt": self.query_prompt}
-        return self.encode(inputs, **{**prompt, "max_length": self.max_query_length, **options})
+        return self.for_queries.encode(inputs, **{**prompt, "max_length": self.max_query_length, **options})
 
     def encode_document(self, inputs: str | Sequence[str], **options: Any) -> Any:
         """`encode` with the checkpoint's document prompt and maximum document length."""
@@ -302,6 +464,15 @@ class Encoder(nn.Module):
 
     def write(self, folder: Path) -> None:
         """Write the files of `save` into an existing folder, without its guarantees."""
+        if self.query_encoder is None:
+            self._write_tower(folder)
+            return
+        for tower, route in ((self, "document"), (self.query_encoder, "query")):
+            (folder / route).mkdir()
+            tower._write_tower(folder / route)
+        write_routes(folder)
+
+    def _write_tower(self, folder: Path) -> None:
         self.backbone.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         hidden_size = int(self.backbone.model.config.hidden_size)
@@ -315,16 +486,17 @@ class Encoder(nn.Module):
         """Replace the weights by those of a checkpoint folder of the same architecture (`ArtifactError` otherwise)."""
         other = Encoder.load(str(path), device="cpu", dtype=str(self.backbone.dtype).removeprefix("torch."))
         theirs, ours = other.state_dict(), self.state_dict()
-        different = [k for k in ours.keys() | theirs.keys() if k not in ours or k not in theirs]
-        different += [k for k in ours.keys() & theirs.keys() if ours[k].shape != theirs[k].shape]
-        if different:
-            raise ArtifactError(
-                f"{path}: another architecture than this encoder ({len(different)} tensors differ, such as "
-                f"{sorted(different)[0]})"
-            )
+        try:
+            refuse_misfit(theirs, {name: tensor.shape for name, tensor in ours.items()}, path)
+        except ArtifactError as error:
+            raise ArtifactError(f"{error}: another architecture than this encoder") from None
         self.load_state_dict(theirs)
 
     # ---- private ----
+
+    def _own_parameters(self) -> Iterator[nn.Parameter]:
+        """Of this tower alone."""
+        return itertools.chain(self.backbone.parameters(), self.head.parameters())
 
     def _only_first_tokens(self) -> bool:
         return self.layout.pooling == "cls" and self.backbone.fused
@@ -345,15 +517,31 @@ class Encoder(nn.Module):
         return tokenize(texts, self._text_encoders[max_length], token_dtype(self.tokenizer))
 
 
+def _padding_length(table: TokenTable | Sequence[Shard]) -> int:
+    """Tokens of padding that rows without tokens stand for; 0 where they stand for nothing."""
+    chunks: ChunkRules | None = getattr(table, "chunks", None)
+    return chunks.length if chunks is not None and chunks.keep_empty else 0
+
+
 def _weights_digest(module: nn.Module) -> str:
-    """BLAKE2b over named tensors. The pooler does not count: nothing here uses it."""
+    """BLAKE2b over named tensors of one tower. The pooler does not count: nothing here uses it."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(module.state_dict().items()):
         name = name.removeprefix("backbone.")
-        if not name.startswith("model.pooler."):
+        if not name.startswith(("model.pooler.", "query_encoder.")):
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _open_foreign(path: Path, text_preset: str | None) -> Encoder | None:
+    """The encoder of another program's checkpoint, None for a folder of sentence-transformers or transformers."""
+    if (path / "modules.json").is_file():
+        return None
+    from ance_fast.models.checkpoint_formats import open_foreign
+    from ance_fast.models.foreign import ReadOptions
+
+    return open_foreign(path, ReadOptions(text_preset=text_preset))
 
 
 def _device(name: str) -> torch.device:
@@ -375,14 +563,6 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ConfigError(f"dtype={name!r}: choose auto, float32, float16 or bfloat16")
     return dtype
-
-
-def _lower_case(tokenizer: Any) -> None:
-    """Old checkpoints say `do_lower_case` beside a cased tokenizer and mean: lower-case the text first."""
-    from tokenizers.normalizers import Lowercase, Sequence
-
-    backend = tokenizer.backend_tokenizer
-    backend.normalizer = Sequence([Lowercase(), *([backend.normalizer] if backend.normalizer is not None else [])])
 
 
 @contextmanager

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ance_fast.errors import ArtifactError, ConfigError
 from ance_fast.models.layouts import HeadModule
+from ance_fast.models.state_dicts import refuse_misfit, shapes_of
+from ance_fast.models.weight_files import folder_weights
 
 
 class Dense(nn.Module):
@@ -54,14 +55,22 @@ def load_head(module: nn.Module, spec: HeadModule) -> None:
     """Read the module's weights from its folder (`ArtifactError` if they are missing or do not fit)."""
     if spec.weights is None:
         return
-    safe, legacy = spec.weights / "model.safetensors", spec.weights / "pytorch_model.bin"
-    if not safe.is_file() and not legacy.is_file():
-        raise ArtifactError(f"{spec.weights}: no weights (model.safetensors or pytorch_model.bin)")
-    try:
-        state = load_file(safe) if safe.is_file() else torch.load(legacy, map_location="cpu", weights_only=True)
-        module.load_state_dict(state)
-    except (RuntimeError, SafetensorError) as error:
-        raise ArtifactError(f"{spec.weights}: the weights do not fit the {spec.kind} module: {error}") from error
+    state = folder_weights(spec.weights)
+    refuse_misfit(state, shapes_of(module.state_dict()), f"{spec.weights}, a {spec.kind} module")
+    module.load_state_dict(state)
+
+
+def refuse_misfit_head(head: Sequence[HeadModule], hidden_size: int, where: Path) -> None:
+    """Raise `ArtifactError` unless each module of the head takes vectors as wide as the one before gives them."""
+    width, giver = hidden_size, "the transformer"
+    for spec in head:
+        takes = spec.config["in_features"] if spec.kind == "Dense" else spec.config["dimension"]
+        if takes != width:
+            raise ArtifactError(
+                f"{where}: the head's {spec.kind} takes vectors {takes} wide, {giver} gives {width}; they do not "
+                "belong together"
+            )
+        width, giver = spec.config.get("out_features", takes), f"its {spec.kind}"
 
 
 def _activation(name: str) -> nn.Module:

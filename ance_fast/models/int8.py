@@ -58,7 +58,8 @@ def quantize(
     The measured `int8_overlap` is logged; below `threshold` the copy is refused with `ConfigError`. reduce_range: 7-bit
     weights; by default where the CPU has no VNNI. Runs with torch's number of threads at the time of the call. Raises
     `MissingDependencyError` without onnx and onnxruntime, `ConfigError` for an encoder that is not float32 on the CPU,
-    a threshold outside 0 to 1, or a model whose ONNX graph does not compute what the model does.
+    a threshold outside 0 to 1, or a model whose ONNX graph does not compute what the model does. Two towers both become
+    int8, each checked by itself.
     """
     if encoder.device.type != "cpu" or encoder.backbone.dtype != torch.float32:
         raise ConfigError(
@@ -72,6 +73,10 @@ def quantize(
     # Embeddings of the two must not be mixed, nor those of 7-bit and 8-bit weights.
     kind = f"int8 per channel, {'7' if narrow else '8'}-bit weights, of {encoder.fingerprint()}"
     int8._checkpoint_digest = hashlib.blake2b(kind.encode(), digest_size=16).hexdigest()
+    if encoder.query_encoder is not None:
+        int8.query_encoder = quantize(
+            encoder.query_encoder, texts, threshold=threshold, sample=sample, reduce_range=reduce_range
+        )
     overlap = int8_overlap(encoder, int8.eval(), texts, sample=sample)
     logger.info("int8: top-10 overlap with float32 on a sample of the corpus is %.3f", overlap)
     if overlap < threshold:

@@ -2,17 +2,25 @@
 
 Two layouts are understood here: a plain Hugging Face folder (`config.json`, weights, tokenizer) and a
 sentence-transformers folder (`modules.json` names a chain Transformer -> Pooling -> Dense* -> LayerNorm? ->
-Normalize?). Encoders are always saved in the second, so that `SentenceTransformer(path)` opens them too.
+Normalize?, or a Router of two such chains, `router_layout.py`). Encoders are always saved in the second, so that
+`SentenceTransformer(path)` opens them too. Other programs' checkpoints are read by `checkpoint_formats.py`.
+
+What a format has no place for lies beside it in `ance_fast.json`, which other programs ignore.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ance_fast.data.chunks import ChunkRules
 from ance_fast.errors import ArtifactError, ConfigError
+from ance_fast.models.router_layout import KINDS as ROUTERS
+from ance_fast.models.router_layout import Chain, read_routes
+
+NOTES = "ance_fast.json"
 
 POOLING_NAMES = {"mean": "mean", "cls": "cls", "max": "max", "lasttoken": "last"}
 _LEGACY_POOLING = {
@@ -36,7 +44,8 @@ class HeadModule:
 
 @dataclass(frozen=True)
 class CheckpointLayout:
-    """Everything about a checkpoint except its tensors."""
+    """Everything about a checkpoint except its tensors. Of two towers it is the documents', and holds the queries'.
+    `chunks`: how it wants documents cut (MaxP), None: not at all."""
 
     transformer: Path
     pooling: str = "mean"
@@ -49,23 +58,26 @@ class CheckpointLayout:
     max_query_length: int | None = None
     max_document_length: int | None = None
     lower_case: bool = False
+    chunks: ChunkRules | None = None
+    query: CheckpointLayout | None = None
 
 
 def refuse_missing_checkpoint(name: str) -> None:
-    """Raise `ArtifactError` for what can only be a path and is no folder; a name may be one of the hub's."""
-    path = Path(name).expanduser()
+    """Raise `ArtifactError` for what can only be a path and is not there; a name may be one of the hub's."""
     # A model of the hub is NAME or OWNER/NAME.
-    if not path.is_dir() and (path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1):
+    if not Path(name).expanduser().exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise ArtifactError(f"{name}: no such folder (a checkpoint is a folder or a Hugging Face model id)")
 
 
 def resolve_checkpoint(name_or_path: str) -> Path:
-    """Return the local folder of a checkpoint, fetching it from the Hugging Face hub when it is no folder.
+    """Return the local folder or file of a checkpoint, fetching it from the Hugging Face hub when it is neither.
 
-    Raises `ArtifactError` when it is neither, or when the folder holds no `config.json` or `modules.json`.
+    Raises `ArtifactError` when there is none, or when the folder holds no `config.json` or `modules.json`.
     """
     refuse_missing_checkpoint(name_or_path)
     path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
     if not path.is_dir():
         path = _download(str(name_or_path))
     if not (path / "config.json").is_file() and not (path / "modules.json").is_file():
@@ -89,8 +101,18 @@ def _download(name: str) -> Path:
 def read_layout(folder: Path) -> CheckpointLayout:
     """Read the layout of `folder`. Raises `ConfigError` for modules this package cannot reproduce exactly."""
     if not (folder / "modules.json").is_file():
-        return CheckpointLayout(transformer=folder)
+        return CheckpointLayout(transformer=folder, chunks=noted_chunks(folder))
     chain = [(entry["type"].rsplit(".", 1)[-1], folder / entry["path"]) for entry in _json(folder / "modules.json")]
+    if chain and chain[0][0] in ROUTERS:
+        routes = read_routes(chain[0][1])
+        document, query = (_tower(folder, routes[route] + chain[1:]) for route in ("document", "query"))
+        # Both routes may lead through the same modules.
+        return document if routes["document"] == routes["query"] else replace(document, query=query)
+    return _tower(folder, chain)
+
+
+def _tower(folder: Path, chain: Chain) -> CheckpointLayout:
+    """One chain of modules of the checkpoint in `folder`."""
     kinds = [kind for kind, _ in chain]
     if kinds[:2] != ["Transformer", "Pooling"]:
         raise ConfigError(f"{folder}/modules.json: expected Transformer, Pooling, ...; found {', '.join(kinds)}")
@@ -114,6 +136,7 @@ def read_layout(folder: Path) -> CheckpointLayout:
         max_query_length=text.get("query_length"),
         max_document_length=text.get("document_length"),
         lower_case=bool(text.get("do_lower_case", False)),
+        chunks=noted_chunks(folder),
     )
 
 
@@ -154,7 +177,31 @@ def write_layout(folder: Path, layout: CheckpointLayout, hidden_size: int, dim: 
             "similarity_fn_name": layout.similarity,
         },
     )
+    write_notes(folder, {"chunks": None if layout.chunks is None else layout.chunks.as_json()})
     return head_folders
+
+
+def read_notes(folder: Path) -> dict[str, Any]:
+    """What `write_notes` wrote beside a checkpoint; nothing where it did not."""
+    notes = _json(folder / NOTES, missing_ok=True)
+    if not isinstance(notes, dict):
+        raise ArtifactError(f"{folder / NOTES}: holds {type(notes).__name__}, not an object")
+    return notes
+
+
+def write_notes(folder: Path, notes: dict[str, Any]) -> None:
+    """Write beside a checkpoint what its format has no place for; no file where there is nothing to say."""
+    said = {name: value for name, value in notes.items() if value is not None}
+    if said:
+        _write(folder / NOTES, said)
+
+
+def noted_chunks(folder: Path) -> ChunkRules | None:
+    """How the checkpoint in `folder` wants documents cut. Raises `ArtifactError` for rules that are none."""
+    try:
+        return ChunkRules.from_json(read_notes(folder).get("chunks"))
+    except (TypeError, ConfigError) as error:
+        raise ArtifactError(f"{folder / NOTES}: chunks: {error}") from error
 
 
 def _pooling_mode(folder: Path) -> str:

@@ -6,7 +6,7 @@ Data loaders carry query indices only, so nothing that depends on the current ne
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,8 +19,8 @@ from ance_fast.training.negatives import NegativeSampler, NegativeTable, choose_
 class TrainingBatch:
     """B queries, the N distinct passages they need, and who needs which.
 
-    The distinct texts lie in `chunks`, longest first. `places` int64 [B + N]: which of them each query, then each
-    passage, is.
+    The distinct texts lie in `chunks`, longest first; for two towers passages first, and a chunk is for one of them.
+    `places` int64 [B + N]: which of them each query, then each passage, is.
 
     positive int64 [B] and negatives int64 [B, H] (-1: none) index the N passages; `passage_rows` int64 [N] are their
     rows in the corpus; `known` (offsets, rows) lists all positives of each query.
@@ -44,10 +44,19 @@ class BatchMaker:
     """Builds batches from the token stores of `examples`.
 
     encode_tokens: tokens of a chunk at most (a longer text is a chunk of its own); None: a batch is one chunk.
+    two_towers: queries and passages go into chunks of their own, those of queries marked so.
     """
 
-    def __init__(self, examples: Examples, sampler: NegativeSampler, *, encode_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        examples: Examples,
+        sampler: NegativeSampler,
+        *,
+        encode_tokens: int | None = None,
+        two_towers: bool = False,
+    ) -> None:
         self.examples = examples
+        self._two_towers = two_towers
         self._budget = encode_tokens or int(np.iinfo(np.int64).max)
         self._draw = sampler
         shards: Sequence[Shard] = [*examples.passages.shards, *examples.queries.shards]
@@ -57,13 +66,14 @@ class BatchMaker:
     def __call__(self, queries: np.ndarray, table: NegativeTable, step: int) -> TrainingBatch:
         """The batch of these query indices at optimizer step `step`; each distinct text appears once."""
         positive = choose_positives(self.examples, queries, seed=self._draw.seed, step=step)
-        negatives = self._draw(table, queries, step)
+        return self.of(queries, positive, self._draw(table, queries, step))
+
+    def of(self, queries: np.ndarray, positive: np.ndarray, negatives: np.ndarray) -> TrainingBatch:
+        """The batch of query indices int64 [B], which may repeat, with positives [B] and negatives [B, H] (int64 rows,
+        -1: none)."""
         passages = np.unique(np.concatenate([positive, negatives[negatives >= 0]]))
         texts, which = np.unique(np.concatenate([queries + self._first_query, passages]), return_inverse=True)
-        # Sorted by length, so that equal lengths lie side by side for attention and chunks cost nearly the same.
-        chunks = list(
-            self._packer.batches(texts, token_budget=self._budget, window=len(texts), max_sequences=len(texts))
-        )
+        chunks = self._chunks(texts)
         place = np.empty(len(texts), dtype=np.int64)
         place[np.concatenate([chunk.rows for chunk in chunks])] = np.arange(len(texts))
         return TrainingBatch(
@@ -75,3 +85,16 @@ class BatchMaker:
             negatives=np.where(negatives >= 0, np.searchsorted(passages, negatives), -1),
             known=self.examples.positives_of(queries),
         )
+
+    def _chunks(self, texts: np.ndarray) -> list[PackedBatch]:
+        """The packed `texts`, ascending rows of passages and then of queries; `rows` of a chunk number them."""
+        first_query = int(np.searchsorted(texts, self._first_query))
+        parts = [(0, len(texts))] if not self._two_towers else [(0, first_query), (first_query, len(texts))]
+        # Sorted by length, so that equal lengths lie side by side for attention and chunks cost nearly the same.
+        return [
+            replace(chunk, rows=chunk.rows + start, for_queries=self._two_towers and start == first_query)
+            for start, stop in parts
+            for chunk in self._packer.batches(
+                texts[start:stop], token_budget=self._budget, window=stop - start, max_sequences=max(1, stop - start)
+            )
+        ]

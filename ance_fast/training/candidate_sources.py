@@ -35,6 +35,27 @@ from ance_fast.training.view import View, snapshot_view
 _LENGTH = -1
 
 
+def generation_candidates(
+    snapshot: Snapshot,
+    settings: AnceConfig,
+    examples: Examples,
+    sampler: NegativeSampler,
+    previous: NegativeTable | None,
+    *,
+    generation: int,
+    step: int,
+) -> NegativeTable:
+    """The candidates of a generation for the queries that it is for: all, or its part of `query_chunks`."""
+    queries = None
+    if settings.query_chunks > 1:
+        part = settings.queries_of(generation, len(examples))
+        queries = np.arange(part.start, part.stop)
+    stamp = {"topk": settings.topk, "generation": generation, "step": step}
+    return replace(
+        refreshed_candidates(snapshot, examples, sampler, previous, queries=queries, **stamp), queries=queries
+    )
+
+
 def refreshed_candidates(
     snapshot: Snapshot,
     examples: Examples,
@@ -72,7 +93,7 @@ def view_candidates(
     tables = []
     for source in config.sources:
         if source == "index":
-            tables.append(own_search(view, examples, **stamp))
+            tables.append(own_search(view, examples, count_positives=config.count_positives, **stamp))
         elif source == "look-ahead":
             tables.append(look_ahead(view, examples, sampler.seed, **stamp))
         elif source == "random":
@@ -164,9 +185,12 @@ def run_sampler(
     )
 
 
-def own_search(view: View, examples: Examples, *, generation: int, step: int) -> NegativeTable:
-    """The passages nearest to each query, its positives left out."""
-    rows, scores = view.search(view.vectors, examples.positives_of(view.queries))
+def own_search(
+    view: View, examples: Examples, *, generation: int, step: int, count_positives: bool = False
+) -> NegativeTable:
+    """The passages nearest to each query, its positives left out; with `count_positives` among those found."""
+    none = np.zeros(len(view.queries) + 1, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    rows, scores = view.search(view.vectors, none if count_positives else examples.positives_of(view.queries))
     return NegativeTable(rows.astype(np.int32), scores.astype(np.float32), "index", generation, step)
 
 

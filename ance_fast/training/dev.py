@@ -17,19 +17,20 @@ class HeldOut:
     """Held-out queries, tokenised once, to be measured against index after index."""
 
     def __init__(self, dataset: Dataset, encoder: Encoder, max_query_length: int | None = None) -> None:
+        tower = encoder.for_queries
         self.ids = list(dataset.queries)
         self.qrels = dataset.qrels
-        self.queries = TokenStore.from_texts(
-            list(dataset.queries.values()),
-            encoder.tokenizer,
-            ids=self.ids,
-            max_length=max_query_length or encoder.max_query_length,
-            prompt=encoder.query_prompt,
+        self.queries = TokenStore.of_queries(
+            dataset,
+            self.ids,
+            tower.tokenizer,
+            max_length=max_query_length or tower.max_query_length,
+            prompt=tower.query_prompt,
         )
 
     def search(self, encoder: Encoder, index: Index, k: int = 100) -> dict[str, dict[str, float]]:
         """The run of every query to depth `k`."""
-        return index.search(encoder.encode_tokens(self.queries).cpu().numpy(), k).to_run(self.ids)
+        return index.search(encoder.for_queries.encode_tokens(self.queries).cpu().numpy(), k).to_run(self.ids)
 
 
 class DevMeasure:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +21,10 @@ class Examples:
     """Training queries and the passages they are about.
 
     Query i's positives are `positive_rows[positive_offsets[i] : positive_offsets[i + 1]]`, ascending rows of `passages`
-    (both int64). `texts[i]` is its text, which only lexical retrieval needs. `given` holds the negatives the data set
-    brings: (query index, passage row) pairs, int64 [m, 2], or None. `judgements`: what is known of other passages.
+    (both int64). `texts[i]` is its text, which only lexical retrieval needs; there are none of a data set of tokens.
+    `given` holds the negatives the data set brings: (query index, passage row) pairs, int64 [m, 2], or None.
+    `judgements`: what is known of other passages. `triples`: int [T, 3] query index, positive row, negative row, where
+    the data set is a list of these.
     """
 
     passages: TokenStore
@@ -32,6 +34,7 @@ class Examples:
     positive_rows: np.ndarray
     given: np.ndarray | None = None
     judgements: Judgements | None = None
+    triples: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -61,10 +64,12 @@ def prepare(
     replace: bool = True,
     ranks: Ranks = ALONE,
     judged: Sequence[Grades] = (),
+    last_positive: bool = False,
 ) -> Examples:
     """Tokenise the corpus once into the store `path` and the training queries into memory.
 
     `judged`: judgements of the same queries beside the data set's own, by which false negatives are counted.
+    `last_positive`: of a query's positives the last in the file of judgements counts, and the others as any passage.
 
     Without `replace`, a store of another corpus at `path` is refused instead of replaced. Of several `ranks` the first
     builds the store and the others open it.
@@ -102,14 +107,16 @@ def prepare(
         for query, judged in qrels.items()
         if query in dataset.queries
     }
+    if last_positive:
+        positives = {query: _last_positive(qrels[query]) for query in positives}
     ids = [query for query in dataset.queries if positives.get(query)]
     if len(passages) < 2:
         raise DataError(f"{dataset.name}: the corpus has {len(passages)} passage; negatives need at least 2")
-    texts = [dataset.queries[query] for query in ids]
-    queries = TokenStore.from_texts(
-        texts,
-        encoder.tokenizer,
-        ids=ids,
+    texts = [] if dataset.query_tokens is not None else [dataset.queries[query] for query in ids]
+    queries = TokenStore.of_queries(
+        dataset,
+        ids,
+        encoder.for_queries.tokenizer,
         max_length=max_query_length or encoder.max_query_length,
         prompt=encoder.query_prompt,
     )
@@ -127,6 +134,10 @@ def prepare(
         _given(dataset, ids, passages),
         find_judgements(ids, passages, pairs, [dataset.qrels, *judged], count=len(passages)),
     )
+
+
+def _last_positive(grades: Mapping[str, int]) -> list[str]:
+    return [document for document, grade in grades.items() if grade > 0][-1:]
 
 
 def _given(dataset: Dataset, ids: list[str], passages: TokenStore) -> np.ndarray | None:

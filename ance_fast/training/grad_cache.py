@@ -64,6 +64,8 @@ class GradCache:
     kept_tokens: graphs are kept of the first chunks with so many tokens in all, and always of the first; None: of all.
     no_sync: a context in which gradients are summed on this rank only. DistributedDataParallel decides that in the
         forward pass; only the one whose backward comes last runs outside, so ranks exchange gradients once a batch.
+    encode_last: `encode` for that pass. Weights that it does not use, those of the other of two towers, have to be
+        within its reach: what is exchanged is the gradient of every weight when that pass goes back.
     """
 
     def __init__(
@@ -73,8 +75,10 @@ class GradCache:
         *,
         kept_tokens: int | None = None,
         no_sync: Callable[[], AbstractContextManager[None]] = nullcontext,
+        encode_last: Callable[[PackedBatch], Tensor] | None = None,
     ) -> None:
         self._encode = encode
+        self._encode_last = encode_last or encode
         self._device = device
         self._kept_tokens = kept_tokens
         self._no_sync = no_sync
@@ -107,7 +111,7 @@ class GradCache:
 
     def _run(self, chunk: PackedBatch, ends_batch: bool) -> Tensor:
         with nullcontext() if ends_batch else self._no_sync():
-            return self._encode(chunk)
+            return (self._encode_last if ends_batch else self._encode)(chunk)
 
     def _embed_and_forget(self, chunk: PackedBatch) -> Tensor:
         state = RandomState(self._device)

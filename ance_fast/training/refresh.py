@@ -69,7 +69,7 @@ def take_snapshot(
     passages = _encoded(encoder, examples.passages, "passages", batch_tokens, ranks)
     encoded = torch.zeros(0, encoder.dim)
     if queries:
-        encoded = _encoded(encoder, examples.queries, "queries", batch_tokens, ranks)
+        encoded = _encoded(encoder.for_queries, examples.queries, "queries", batch_tokens, ranks)
     ids, fingerprint = examples.passages.ids.arrow, encoder.fingerprint()
     if factory == "Flat":
         # Searched where it lies, on the encoder's device; the pipeline has checked that it is finite.
@@ -106,13 +106,15 @@ def hardness(snapshot: Snapshot, examples: Examples, table: NegativeTable, *, sa
     pairs = examples.pairs
     best = np.full(len(examples), -np.inf)
     np.maximum.at(best, pairs[:, 0], np.einsum("nd,nd->n", queries[pairs[:, 0]], passages[pairs[:, 1]]))
+    if table.queries is not None:
+        queries, best = queries[table.queries], best[table.queries]
     if table.candidates.shape[1]:
-        columns = generator.integers(0, table.candidates.shape[1], (len(examples), sample))
+        columns = generator.integers(0, table.candidates.shape[1], (len(queries), sample))
         rows = np.take_along_axis(table.candidates, columns, axis=1)
     else:
-        rows = generator.integers(0, len(passages), (len(examples), sample))
+        rows = generator.integers(0, len(passages), (len(queries), sample))
     differences = []
-    for start in range(0, len(examples), 1024):
+    for start in range(0, len(queries), 1024):
         block = slice(start, start + 1024)
         scores = np.einsum("nd,nsd->ns", queries[block], passages[rows[block]])
         differences.append((best[block, None] - scores)[rows[block] >= 0])

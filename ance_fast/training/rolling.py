@@ -250,7 +250,8 @@ class RollingRefresh:
             if rerank is not None:
                 self._encode_stale(rows, step)
 
-        vectors = parts.encoder.encode_tokens(parts.examples.queries, queries, batch_tokens=self._budget())
+        tower = parts.encoder.for_queries
+        vectors = tower.encode_tokens(parts.examples.queries, queries, batch_tokens=self._budget())
         return View(queries, vectors, state.matrix, search, centre, freshen)
 
     def _reranked(self, queries: torch.Tensor, rows: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -315,7 +316,7 @@ class RollingRefresh:
 
         def embed(some: np.ndarray, passages: np.ndarray) -> torch.Tensor:
             budget = self._budget()
-            vectors = encoder.encode_tokens(examples.queries, some, batch_tokens=budget)
+            vectors = encoder.for_queries.encode_tokens(examples.queries, some, batch_tokens=budget)
             return torch.cat([vectors, encoder.encode_tokens(examples.passages, passages, batch_tokens=budget)])
 
         new = lists.spread(queries, len(examples))

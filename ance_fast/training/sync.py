@@ -143,7 +143,7 @@ def probed_overlap(
     passages = encoder.encode_tokens(examples.passages, rows).cpu().numpy()
     scores = np.einsum(
         "nd,nkd->nk",
-        encoder.encode_tokens(examples.queries, sample).cpu().numpy(),
+        encoder.for_queries.encode_tokens(examples.queries, sample).cpu().numpy(),
         passages[np.searchsorted(rows, candidates.clip(min=rows[0]))],
     )
     scores[candidates < 0] = -np.inf

@@ -150,12 +150,13 @@ class WorkerLink:
         self._parts.encoder.write(self._files)
         parts: dict[str, Any] = {f.name: getattr(self._parts, f.name) for f in dataclasses.fields(self._parts)}
         del parts["encoder"]
-        backbone = self._parts.encoder.backbone
+        backbones = [tower.backbone for tower in self._parts.encoder.towers]
+        modes = {backbone.mode for backbone in backbones}
         job = Job(
             parts={**parts, "ranks": ALONE},
             encoder=self._files.absolute(),
-            attention=backbone.mode,
-            dtype=str(backbone.dtype).removeprefix("torch."),
+            attention=modes.pop() if len(modes) == 1 else "auto",
+            dtype=str(backbones[0].dtype).removeprefix("torch."),
             device=self._device,
             threads=self._threads,
             places=self._weights.places,

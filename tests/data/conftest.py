@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
+
+sys.path.insert(0, str(Path(__file__).parent))  # released_text
 
 WORDS = ["the", "cat", "sat", "on", "mat", "a", "dog", "##s", "##ing", "run", "query", "passage", ":", ".", "1", "2"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

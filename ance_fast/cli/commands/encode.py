@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_model
+from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_model, refuse_unknown_preset
+from ance_fast.cli.options import TextPreset
 from ance_fast.cli.output import print_json, print_stages
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def encode(
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on with what is there, or start over.")
     ] = True,
+    text_preset: TextPreset = None,
     json: Annotated[
         bool,
         typer.Option(
@@ -52,6 +54,7 @@ def encode(
     """
     refuse_missing_data(data)
     refuse_missing_model(model)
+    refuse_unknown_preset(text_preset)
     from ance_fast.data import open_passages
     from ance_fast.encoding import StageTimes, encode_corpus
     from ance_fast.encoding.corpus import refuse_changed_corpus, tokenised
@@ -59,7 +62,9 @@ def encode(
     from ance_fast.models.int8 import quantize
 
     devices = device.split(",")
-    encoder = Encoder.load(model, device="cpu" if int8 else devices[0], max_document_length=max_length)
+    encoder = Encoder.load(
+        model, device="cpu" if int8 else devices[0], max_document_length=max_length, text_preset=text_preset
+    )
     passages = open_passages(data)
     times = StageTimes()
     if int8:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_folder, refuse_missing_model
+from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_folder, refuse_missing_model, refuse_unknown_preset
+from ance_fast.cli.options import TextPreset
 from ance_fast.cli.output import print_json
 from ance_fast.errors import ConfigError
 from ance_fast.progress import progress_bar
@@ -39,6 +40,7 @@ def index(
     on_disk: Annotated[bool, typer.Option("--on-disk", help="Flat over the embeddings as files; copies none.")] = False,
     check: Annotated[bool, typer.Option(help="Measure recall@10 of an approximate index on a sample.")] = True,
     memory_check: Annotated[bool, typer.Option(help="Refuse what does not fit into memory.")] = True,
+    text_preset: TextPreset = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
     """Build a search index from embeddings: exact (Flat) or approximate (HNSW32, IVF1024,Flat, IVF1024,PQ16, ...).
@@ -56,6 +58,7 @@ def index(
     else:
         refuse_missing_data(embeddings)
         refuse_missing_model(model)
+    refuse_unknown_preset(text_preset)
     from ance_fast.encoding import EmbeddingShards
     from ance_fast.index import Index, IndexSink, sampled_recall
 
@@ -65,7 +68,7 @@ def index(
     built: Index | None = None
     if model is not None:
         live = None if on_disk or dtype is not None else functools.partial(IndexSink, factory=factory, metric=metric)
-        shards, built = _encoded(embeddings, model, output, factory, devices, live, memory_check)
+        shards, built = _encoded(embeddings, model, output, factory, devices, live, memory_check, text_preset)
         clock.stage("encode")
     else:
         shards = EmbeddingShards.open(embeddings)
@@ -117,6 +120,7 @@ def _encoded(
     devices: list[str],
     live: Callable[..., IndexSink] | None,
     memory_check: bool,
+    text_preset: str | None,
 ) -> tuple[EmbeddingShards, Index | None]:
     """Embeddings of a corpus, and the index where it could be filled meanwhile; tokens and embeddings lie beside it."""
     from ance_fast.data import TokenStore, open_passages
@@ -127,7 +131,7 @@ def _encoded(
     from ance_fast.models import Encoder
 
     embeddings = output.with_name(output.name + ".embeddings")
-    encoder = Encoder.load(model, device=devices[0])
+    encoder = Encoder.load(model, device=devices[0], text_preset=text_preset)
     store = open_passages(data)
     if not isinstance(store, TokenStore):
         store = TokenStore.build(

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_folder, refuse_missing_model
+from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_folder, refuse_missing_model, refuse_unknown_preset
+from ance_fast.cli.options import TextPreset
 from ance_fast.cli.output import print_json, print_stages
 from ance_fast.errors import ConfigError
 
@@ -57,6 +58,7 @@ def mine(
     max_document_length: Annotated[int | None, typer.Option(help="Tokens.")] = None,
     seed: Annotated[int, typer.Option(help="Of random draws.")] = 42,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
+    text_preset: TextPreset = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
     """Mine hard negatives for every training query: the nearest passages that are none of its positives.
@@ -76,6 +78,7 @@ def mine(
         raise ConfigError(f"--metric {metric!r}: choose ip or cosine")
     refuse_missing_data(data)
     refuse_missing_model(model)
+    refuse_unknown_preset(text_preset)
     refuse_missing_folder(index)
     from ance_fast.mining.limits import Limits
 
@@ -98,10 +101,11 @@ def mine(
             dtype="float32",
             max_query_length=max_query_length,
             max_document_length=max_document_length,
+            text_preset=text_preset,
         )
         passages = _passages(encoder, dataset, index, metric, output, times)
         needs = training_needs(dataset, passages)
-        encoded = _encoded(encoder, dict(zip(needs.queries, needs.texts, strict=True)), times)
+        encoded = _encoded(encoder.for_queries, dict(zip(needs.queries, needs.texts, strict=True)), times)
         with times.host("search"), progress_bar("mining", len(needs.queries), "queries") as advance:
             found = mine_for_training(
                 needs,
@@ -174,7 +178,7 @@ def _passages(
     return Index.over(shards, metric=metric or "ip", fingerprint=fingerprint)
 
 
-def _encoded(encoder: Encoder, queries: dict[str, str], times: StageTimes) -> Any:
+def _encoded(tower: Encoder, queries: dict[str, str], times: StageTimes) -> Any:
     from ance_fast.data import TokenStore
     from ance_fast.encoding import encode_matrix
     from ance_fast.encoding.budget import default_budget
@@ -184,21 +188,21 @@ def _encoded(encoder: Encoder, queries: dict[str, str], times: StageTimes) -> An
     with times.host("tokenise"):
         tokens = TokenStore.from_texts(
             list(queries.values()),
-            encoder.tokenizer,
+            tower.tokenizer,
             ids=list(queries),
-            max_length=encoder.max_query_length,
-            prompt=encoder.query_prompt,
+            max_length=tower.max_query_length,
+            prompt=tower.query_prompt,
         )
     with progress_bar("encoding queries", len(tokens), "queries") as advance:
-        budget = default_budget(encoder.device)
-        matrix = encode_matrix(encoder, tokens, batch_tokens=budget, times=times, on_batch=batches_on(advance))
+        budget = default_budget(tower.device)
+        matrix = encode_matrix(tower, tokens, batch_tokens=budget, times=times, on_batch=batches_on(advance))
     return matrix.cpu().numpy()
 
 
 def _measured(encoder: Encoder, dev: Dataset, index: Index, times: StageTimes) -> float:
     from ance_fast.evaluation import evaluate
 
-    encoded = _encoded(encoder, dev.queries, times)
+    encoded = _encoded(encoder.for_queries, dict(dev.queries), times)
     with times.host("search"):
         run = index.search(encoded, 100).to_run(list(dev.queries))
     return float(evaluate(run, dev.qrels, metrics=["nDCG@10"])["nDCG@10"])

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_model
+from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_model, refuse_unknown_preset
+from ance_fast.cli.options import TextPreset
 from ance_fast.cli.output import print_json, print_table
 
 
@@ -21,6 +22,7 @@ def rank(
     max_query_length: Annotated[int | None, typer.Option(help="Tokens.")] = None,
     max_document_length: Annotated[int | None, typer.Option(help="Tokens.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
+    text_preset: TextPreset = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
     """Rank passages by an encoder, exactly, and measure the run.
@@ -29,6 +31,7 @@ def rank(
     """
     refuse_missing_data(data)
     refuse_missing_model(model)
+    refuse_unknown_preset(text_preset)
     import ance_fast
     from ance_fast.data import TokenStore, load_dataset, write_run
     from ance_fast.encoding import encode_matrix
@@ -43,6 +46,7 @@ def rank(
         num_layers=num_layers,
         max_query_length=max_query_length,
         max_document_length=max_document_length,
+        text_preset=text_preset,
     )
     documents = list(dataset.corpus)
     store = TokenStore.from_texts(

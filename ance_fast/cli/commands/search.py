@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_folder, refuse_missing_model
+from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_folder, refuse_missing_model, refuse_unknown_preset
+from ance_fast.cli.options import TextPreset
 from ance_fast.cli.output import print_json, print_stages
 from ance_fast.errors import ConfigError
 
@@ -45,18 +46,18 @@ class Collection:
         from ance_fast.encoding import StageTimes, encode_matrix
         from ance_fast.encoding.budget import default_budget
 
-        times = StageTimes()
+        times, tower = StageTimes(), self.encoder.for_queries
         with times.running():
             queries = read_queries(data, split)
             with times.host("tokenise"):
                 tokens = TokenStore.from_texts(
                     list(queries.values()),
-                    self.encoder.tokenizer,
+                    tower.tokenizer,
                     ids=list(queries),
-                    max_length=self.encoder.max_query_length,
-                    prompt=self.encoder.query_prompt,
+                    max_length=tower.max_query_length,
+                    prompt=tower.query_prompt,
                 )
-            encoded = encode_matrix(self.encoder, tokens, batch_tokens=default_budget(self.encoder.device), times=times)
+            encoded = encode_matrix(tower, tokens, batch_tokens=default_budget(tower.device), times=times)
             with times.host("search"):
                 found = self.index.search(encoded, k, params=params)
             with times.host("write"):
@@ -100,6 +101,7 @@ def search(
         str | None, typer.Option(help="Parameters of an approximate index: nprobe=64 or efSearch=200.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
+    text_preset: TextPreset = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document a query.")] = False,
 ) -> None:
     """Search passages by meaning: one query, one after the other as they are typed, or a file of them into a run.
@@ -115,8 +117,9 @@ def search(
     chosen = parse_params(params)
     refuse_missing_folder(run, store)
     refuse_missing_model(model)
+    refuse_unknown_preset(text_preset)
     refuse_missing_data(queries)
-    collection = open_collection(run, model, store, device)
+    collection = open_collection(run, model, store, device, text_preset)
     if queries is not None and output is not None:
         result = collection.answer(queries, split, output, k or 100, chosen)
         if json:
@@ -135,7 +138,9 @@ def search(
             _show(text, hits, milliseconds, len(collection.index))
 
 
-def open_collection(run: Path, model: str | None, store: Path | None, device: str = "auto") -> Collection:
+def open_collection(
+    run: Path, model: str | None, store: Path | None, device: str = "auto", text_preset: str | None = None
+) -> Collection:
     """Load encoder, index and texts; refuses an index made by another encoder (`ArtifactError`)."""
     whole = (run / "index").is_dir() and (run / "final").is_dir()
     if not whole and model is None:
@@ -144,7 +149,7 @@ def open_collection(run: Path, model: str | None, store: Path | None, device: st
     from ance_fast.index import Index
     from ance_fast.models import Encoder
 
-    encoder = Encoder.load(model or str(run / "final"), device=device, dtype="float32")
+    encoder = Encoder.load(model or str(run / "final"), device=device, dtype="float32", text_preset=text_preset)
     index = Index.load(run / "index" if whole else run, fingerprint=encoder.fingerprint())
     place = store or (run / "passages" if whole else None)
     return Collection(encoder, index, TokenStore.open(place, verify=False) if place is not None else None)

@@ -1,0 +1,155 @@
+"""Forms of checkpoints by name: what `Encoder.load` opens as it is, and what `ance-fast convert` reads and writes.
+
+A new one is a function that recognises it, one that reads it, one that writes it, and one entry below.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ance_fast.errors import ArtifactError, ConfigError
+from ance_fast.models.ance_checkpoints import is_ance, is_castorini, read_ance, write_ance, write_castorini
+from ance_fast.models.ance_head import fresh_head
+from ance_fast.models.encoder import Encoder
+from ance_fast.models.foreign import ReadOptions
+from ance_fast.models.seed_checkpoints import (
+    is_fairseq,
+    is_finetuned,
+    read_fairseq,
+    read_finetuned,
+    write_fairseq,
+    write_finetuned,
+)
+from ance_fast.models.seed_folders import is_seed_folder, read_seed_folder, write_seed_folder
+from ance_fast.models.weight_files import read_state
+
+
+@dataclass(frozen=True)
+class Format:
+    """A form of checkpoint.
+
+    what: for people. detect(path, trust): whether `path` holds one, by its configuration and the names of its tensors.
+    read(path, options): the encoder, on the CPU in float32 with padded attention. write(encoder, path): None where it
+    is only read. opens: `Encoder.load` takes it; the others carry no tokenizer, or need a choice.
+    """
+
+    what: str
+    detect: Callable[[Path, bool], bool]
+    read: Callable[[Path, ReadOptions], Encoder]
+    write: Callable[[Encoder, Path], None] | None
+    opens: bool = True
+
+
+def _is_own(path: Path, trust: bool = False) -> bool:
+    return (path / "modules.json").is_file()
+
+
+def _is_plain(path: Path, trust: bool = False) -> bool:
+    return (path / "config.json").is_file() and not is_seed_folder(path) and not is_ance(path, trust)
+
+
+def _read_own(path: Path, options: ReadOptions) -> Encoder:
+    refused = [name for name in ("tokenizer", "heads") if getattr(options, name) is not None]
+    if refused:
+        raise ConfigError(f"{path}: says its {refused[0]} itself; leave out --{refused[0]}")
+    return Encoder.load(str(path), "cpu", "float32", "padded", text_preset=options.text_preset)
+
+
+FORMATS: dict[str, Format] = {
+    "sentence-transformers": Format(
+        "folder of sentence-transformers, which this package saves", _is_own, _read_own, lambda e, path: e.save(path)
+    ),
+    "castorini": Format("folder of castorini's ANCE ports", is_castorini, read_ance, write_castorini),
+    "ance": Format("folder of microsoft/ANCE, rdot_nll", is_ance, read_ance, write_ance),
+    "seed-hf": Format("folder or .tar of SEED-Encoder", is_seed_folder, read_seed_folder, write_seed_folder),
+    "seed-fairseq": Format("pre-trained SEED-Encoder .pt", is_fairseq, read_fairseq, write_fairseq, opens=False),
+    "seed-finetuned": Format("fine-tuned SEED-Encoder .pt", is_finetuned, read_finetuned, write_finetuned, opens=False),
+    "huggingface": Format("folder of transformers without a head", _is_plain, _read_own, None),
+}
+
+
+def find_format(path: Path, trust: bool = False) -> str:
+    """The name of the format of the checkpoint `path`.
+
+    Raises `ArtifactError` for what none of them reads, and for files that cannot be read (without `trust`).
+    """
+    for name, form in FORMATS.items():
+        if form.detect(path, trust):
+            return name
+    if path.is_file():
+        content = read_state(path, trust=trust, mapped=True)
+        names = ", ".join(map(str, list(content)[:3])) if isinstance(content, dict) else type(content).__name__
+        raise ArtifactError(f"{path}: no known form of checkpoint (it holds {names}); known are {', '.join(FORMATS)}")
+    raise ArtifactError(f"{path}: no known form of checkpoint; known are {', '.join(FORMATS)}")
+
+
+def refuse_unknown_format(*names: str | None) -> None:
+    """Raise `ConfigError` for a name that is no format's. None: not given."""
+    for name in names:
+        if name is not None and name not in FORMATS:
+            raise ConfigError(f"{name!r}: no known form of checkpoint; known are {', '.join(FORMATS)}")
+
+
+def read_checkpoint(path: Path, form: str | None, options: ReadOptions) -> Encoder:
+    """The encoder of a checkpoint of the format `form` (None: found out), on the CPU in float32.
+
+    Raises `ConfigError` for a format that is not known, `ArtifactError` for a checkpoint that cannot be read.
+    """
+    return _format(form or find_format(path, options.trust)).read(path, options)
+
+
+def write_checkpoint(encoder: Encoder, path: Path, form: str) -> None:
+    """Write `encoder` as the format `form`; whole or not at all.
+
+    Raises `ConfigError` where the format is not written or has no place for the encoder, `ArtifactError` where
+    something else is at `path`.
+    """
+    write = _format(form).write
+    if write is None:
+        raise ConfigError(f"{form} is read, not written; write sentence-transformers, which transformers opens too")
+    if path.is_file() or path.is_symlink():
+        raise ArtifactError(f"{path}: exists; remove it or use another path")
+    write(encoder, path)
+
+
+def open_foreign(path: Path, options: ReadOptions) -> Encoder | None:
+    """The encoder of a checkpoint of another program, None if `path` is a folder that `Encoder.load` reads itself.
+
+    Raises `ArtifactError` as `read_checkpoint` does, and for forms that have to be converted first.
+    """
+    name = find_format(path)
+    form = FORMATS[name]
+    if form.read is _read_own:
+        return None
+    if not form.opens:
+        raise ArtifactError(
+            f"{path}: a {form.what} ({name}), which has no tokenizer beside it or no head; convert it first: ance-fast "
+            f"convert {path} FOLDER --to sentence-transformers"
+        )
+    return form.read(path, options)
+
+
+def with_head(encoder: Encoder, head: str, seed: int = 42) -> Encoder:
+    """`encoder` with the head it has ("keep"), without one ("none"), or with ANCE's, untrained ("fresh").
+
+    "fresh" also pools the first token and leaves out L2-normalisation, as `rdot_nll` does: it is where a warm-up starts
+    from a language model. Raises `ConfigError` for anything else.
+    """
+    if head == "keep":
+        return encoder
+    if head not in ("none", "fresh"):
+        raise ConfigError(f"head={head!r}: choose keep, none or fresh")
+    layout = dataclasses.replace(encoder.layout, head=())
+    modules = encoder.head[:0]
+    if head == "fresh":
+        specs, modules = fresh_head(int(encoder.backbone.model.config.hidden_size), seed)
+        layout = dataclasses.replace(layout, head=specs, pooling="cls", normalize=False, similarity="dot")
+    return Encoder(encoder.backbone, modules, encoder.tokenizer, layout).eval()
+
+
+def _format(name: str) -> Format:
+    refuse_unknown_format(name)
+    return FORMATS[name]

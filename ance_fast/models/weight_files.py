@@ -1,0 +1,145 @@
+"""Files of weights that other programs wrote, and files that they read.
+
+safetensors comes first. A file of `torch.save` is a pickle: it is read with torch's `weights_only`, which makes
+tensors, containers and `argparse.Namespace` and nothing else. What needs more is read only by those who trust where it
+comes from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+import types
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ance_fast.errors import ArtifactError
+
+SAFETENSORS = "model.safetensors"
+PICKLED = "pytorch_model.bin"
+
+
+def read_state(path: Path, *, trust: bool = False, mapped: bool = False) -> Any:
+    """What `torch.save` put into the file `path`, tensors on the CPU.
+
+    mapped: tensors stay in the file until they are looked at, where its format allows.
+    trust: also run what a pickle may ask for; objects of classes that are not installed come as empty shells.
+
+    Raises `ArtifactError` for a file that is missing, cut off or no such file, and for one that needs `trust`.
+    """
+    # The format of torch before 1.6 cannot be mapped.
+    options: dict[str, Any] = {"map_location": "cpu", "mmap": mapped and zipfile.is_zipfile(path)}
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, weights_only=True, **options)
+    except pickle.UnpicklingError as error:
+        refused = str(error)
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: no such file") from None
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError) as error:
+        raise _unreadable(path, error) from error
+    if not trust:
+        found = re.search(r"GLOBAL (\S+)", refused)
+        what = f"a Python object ({found[1]})" if found else "more than tensors"
+        raise ArtifactError(
+            f"{path}: the pickle holds {what}, and reading that can run any code; if you trust where the file comes "
+            "from, convert it once with `ance-fast convert ... --trust`"
+        )
+    try:
+        return torch.load(path, weights_only=False, pickle_module=_pickle_with_shells(), **options)
+    except Exception as error:  # a pickle may raise anything
+        raise _unreadable(path, error) from error
+
+
+def folder_weights(folder: Path, *, trust: bool = False) -> dict[str, Tensor]:
+    """The tensors of `folder`, from model.safetensors or else pytorch_model.bin.
+
+    Raises `ArtifactError` if there is neither, and as `read_state` does.
+    """
+    if (folder / SAFETENSORS).is_file():
+        try:
+            return load_file(folder / SAFETENSORS)
+        except (SafetensorError, OSError) as error:
+            raise _unreadable(folder / SAFETENSORS, error) from error
+    return tensors_of(read_state(_pickled(folder), trust=trust), folder / PICKLED)
+
+
+def weight_names(folder: Path, *, trust: bool = False) -> list[str]:
+    """The names of the tensors of `folder`; as a rule their values are not read. Raises as `folder_weights` does."""
+    if (folder / SAFETENSORS).is_file():
+        try:
+            with safe_open(folder / SAFETENSORS, framework="pt") as file:
+                return list(file.keys())
+        except (SafetensorError, OSError) as error:
+            raise _unreadable(folder / SAFETENSORS, error) from error
+    return list(tensors_of(read_state(_pickled(folder), trust=trust, mapped=True), folder / PICKLED))
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether `folder` holds weights in a single file."""
+    return (folder / SAFETENSORS).is_file() or (folder / PICKLED).is_file()
+
+
+def tensors_of(state: Any, where: Path) -> dict[str, Tensor]:
+    """`state` if it is a dictionary of named tensors (`ArtifactError` otherwise)."""
+    if not isinstance(state, Mapping):
+        raise ArtifactError(f"{where}: holds a {type(state).__name__}, not a dictionary of tensors")
+    other = [str(name) for name, value in state.items() if not isinstance(name, str) or not isinstance(value, Tensor)]
+    if other:
+        raise ArtifactError(
+            f"{where}: {len(other)} of {len(state)} entries are no tensors, such as {other[0]!r}; this is not a "
+            "dictionary of weights"
+        )
+    return dict(state)
+
+
+def write_state(state: Mapping[str, Any], path: Path) -> None:
+    """`torch.save` in the form that every torch since 1.0 reads."""
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+
+
+def plain_tensors(state: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
+    """Copies of tensors as released checkpoints hold them: float32 on the CPU, each with memory of its own."""
+    return OrderedDict((name, tensor.detach().to("cpu", torch.float32, copy=True)) for name, tensor in state.items())
+
+
+def _pickled(folder: Path) -> Path:
+    path = folder / PICKLED
+    if not path.is_file():
+        raise ArtifactError(f"{folder}: no weights ({SAFETENSORS} or {PICKLED})")
+    return path
+
+
+def _unreadable(path: Path, error: Exception) -> ArtifactError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ArtifactError(f"{path}: cannot be read as a file of weights, it may be cut off or damaged ({reason})")
+
+
+class _Shell:
+    """Stands in for an object whose class is not installed."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _pickle_with_shells() -> types.SimpleNamespace:
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            try:
+                return super().find_class(module, name)
+            except (ImportError, AttributeError):
+                return type(name, (_Shell,), {})
+
+    return types.SimpleNamespace(Unpickler=Unpickler, load=pickle.load, __name__="pickle")
