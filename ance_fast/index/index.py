@@ -328,9 +328,7 @@ class Index:
         groups = self._groups() if documents is None else documents
         if groups is None:
             return self.search(query_embeddings, k, exclude_positions=exclude_positions, params=params)
-        return search_documents(
-            self, query_embeddings, k, groups, exclude_positions=exclude_positions, params=params
-        )
+        return search_documents(self, query_embeddings, k, groups, exclude_positions=exclude_positions, params=params)
 
     def reconstruct(self, rows: Any) -> np.ndarray:
         """The vectors of `rows` (integers), float32 [len(rows), dim]; normalised if the metric is cosine.

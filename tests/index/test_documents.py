@@ -45,7 +45,10 @@ def test_k_documents_come_by_their_best_chunk_whatever_the_number_of_chunks(
     index = Index.build(vectors, names, device="cpu")
     index.document_separator = "#"
     hidden = [set(random.choice(len(names), random.integers(0, len(names)), replace=False)) for _ in range(queries)]
-    lists = np.cumsum([0, *map(len, hidden)]), np.array([row for rows in hidden for row in sorted(rows)], dtype=np.int64)
+    lists = (
+        np.cumsum([0, *map(len, hidden)]),
+        np.array([row for rows in hidden for row in sorted(rows)], dtype=np.int64),
+    )
     for exclude, excluded in ((None, [set()] * queries), (lists, hidden)):
         found = index.search_documents(asked, k, exclude_positions=exclude)
         assert found.positions.shape == (queries, k)
