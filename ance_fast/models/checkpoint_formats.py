@@ -23,7 +23,7 @@ from ance_fast.models.seed_checkpoints import (
     write_fairseq,
     write_finetuned,
 )
-from ance_fast.models.seed_folders import is_seed_folder, read_seed_folder, write_seed_folder
+from ance_fast.models.seed_folders import is_seed_folder, read_seed_folder, why_no_tar, write_seed_folder
 from ance_fast.models.weight_files import read_state
 
 
@@ -80,6 +80,9 @@ def find_format(path: Path, trust: bool = False) -> str:
         if form.detect(path, trust):
             return name
     if path.is_file():
+        problem = why_no_tar(path)
+        if problem is not None:
+            raise ArtifactError(f"{path}: {problem}")
         content = read_state(path, trust=trust, mapped=True)
         names = ", ".join(map(str, list(content)[:3])) if isinstance(content, dict) else type(content).__name__
         raise ArtifactError(f"{path}: no known form of checkpoint (it holds {names}); known are {', '.join(FORMATS)}")
