@@ -48,7 +48,7 @@ def _is_own(path: Path, trust: bool = False) -> bool:
 
 
 def _is_plain(path: Path, trust: bool = False) -> bool:
-    return (path / "config.json").is_file() and not is_seed_folder(path) and not is_ance(path, trust)
+    return (path / "config.json").is_file()
 
 
 def _read_own(path: Path, options: ReadOptions) -> Encoder:
@@ -58,6 +58,7 @@ def _read_own(path: Path, options: ReadOptions) -> Encoder:
     return Encoder.load(str(path), "cpu", "float32", "padded", text_preset=options.text_preset)
 
 
+# In the order in which they are tried: every folder of weights would pass for the last.
 FORMATS: dict[str, Format] = {
     "sentence-transformers": Format(
         "folder of sentence-transformers, which this package saves", _is_own, _read_own, lambda e, path: e.save(path)

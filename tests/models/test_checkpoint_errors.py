@@ -218,6 +218,11 @@ def test_settings_that_make_no_model_are_refused(released: Any) -> None:
     (folder / "config.json").write_text("[]")
     with pytest.raises(ArtifactError, match="config.json: holds list"):
         Encoder.load(str(folder))
+    noted = released.ance_folder("noted")
+    for note in ("pooling", "max_query_length"):
+        (noted / "ance_fast.json").write_text(f'{{"{note}": "some"}}')
+        with pytest.raises(ArtifactError, match=f"{note}='some' in its ance_fast.json means nothing"):
+            Encoder.load(str(noted))
     assert "cannot have 'two' attention heads" in refusal(released.seed_folder("a", encoder_attention_heads="two"))
     assert "cannot have 5 attention heads" in refusal(released.seed_folder("b"), ReadOptions(heads=5))
     assert "say it (--heads)" in refusal(released.seed_fairseq("c.pt", args=argparse.Namespace()))
