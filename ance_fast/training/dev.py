@@ -20,17 +20,18 @@ class HeldOut:
         tower = encoder.for_queries
         self.ids = list(dataset.queries)
         self.qrels = dataset.qrels
-        self.queries = TokenStore.from_texts(
-            list(dataset.queries.values()),
+        self.queries = TokenStore.of_queries(
+            dataset,
+            self.ids,
             tower.tokenizer,
-            ids=self.ids,
             max_length=max_query_length or tower.max_query_length,
             prompt=tower.query_prompt,
         )
 
     def search(self, encoder: Encoder, index: Index, k: int = 100) -> dict[str, dict[str, float]]:
         """The run of every query to depth `k`."""
-        return index.search(encoder.for_queries.encode_tokens(self.queries).cpu().numpy(), k).to_run(self.ids)
+        vectors = encoder.for_queries.encode_tokens(self.queries).cpu().numpy()
+        return index.search_documents(vectors, k).to_run(self.ids)
 
 
 class DevMeasure:

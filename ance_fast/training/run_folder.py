@@ -112,6 +112,7 @@ def data_identity(start: str, examples: Examples, held_out: HeldOut | None, samp
     return {
         "start": start,
         "passages": examples.passages.manifest["content"],
+        "chunks": examples.passages.manifest.get("chunks"),
         "queries": examples.queries.manifest["content"],
         "positives": digest.hexdigest(),
         "candidates": given.hexdigest(),

@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from ance_fast.crash_points import crash_point
+from ance_fast.data.chunked_documents import ChunkedDocuments
 from ance_fast.errors import ConfigError
 from ance_fast.models.encoder import Encoder
+from ance_fast.training.chunk_scores import list_scores
 from ance_fast.training.examples import Examples
 from ance_fast.training.generations import Generation, newest_before
 from ance_fast.training.negatives import NegativeTable
@@ -137,15 +139,19 @@ def probed_overlap(
     width = table.candidates.shape[1]
     sample = np.random.default_rng(seed).permutation(len(examples))[:queries]
     candidates = table.candidates[sample].astype(np.int64)
-    rows = np.unique(candidates[candidates >= 0])
-    if width == 0 or not len(rows):
+    found = np.unique(candidates[candidates >= 0])
+    if width == 0 or not len(found):
         return 1.0
-    passages = encoder.encode_tokens(examples.passages, rows).cpu().numpy()
-    scores = np.einsum(
-        "nd,nkd->nk",
-        encoder.for_queries.encode_tokens(examples.queries, sample).cpu().numpy(),
-        passages[np.searchsorted(rows, candidates.clip(min=rows[0]))],
-    )
+    offsets, rows = examples.rows_of(found)
+    passages = encoder.encode_tokens(examples.passages, rows).cpu()
+    asked = encoder.for_queries.encode_tokens(examples.queries, sample).cpu()
+    places = np.where(candidates >= 0, np.searchsorted(found, candidates), -1)
+    if offsets is None:
+        scores = np.einsum("nd,nkd->nk", asked.numpy(), passages.numpy()[places])
+    else:
+        # The encoded chunks alone, numbered anew.
+        few = ChunkedDocuments(offsets, np.diff(offsets), examples.corpus.ids)
+        scores = list_scores(asked, passages, places, few)
     scores[candidates < 0] = -np.inf
     order = np.lexsort((candidates, -scores), axis=1)
     return float(overlap(candidates, np.take_along_axis(candidates, order, axis=1)).mean())

@@ -325,3 +325,23 @@ def test_a_full_disk_is_one_message_and_leaves_nothing_that_looks_whole(
     assert "No space left on device" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "t").exists()
+
+
+def test_tokenize_writes_the_files_of_microsoft_ance_and_reads_them_again(
+    run: Run, model: Path, wiki: Path, tmp_path: Path
+) -> None:
+    cache, tokens = tmp_path / "preprocessed", tmp_path / "tokens"
+    lengths = ("--max-length", 24, "--json")
+    written = ("--format", "ance", "--split", "train", "--split", "dev", "--max-query-length", 8)
+    first = last_json(run("tokenize", f"beir:{wiki}", "-m", model, "-o", cache, *lengths, *written))
+    assert {"passages", "passages_meta", "train-query", "dev-query", "train-qrel.tsv", "dev-qrel.tsv"} <= {
+        file.name for file in cache.iterdir()
+    }
+    second = last_json(run("tokenize", cache, "-m", model, "-o", tokens, *lengths))
+    assert (second["passages"], second["tokens"]) == (first["passages"], first["tokens"])
+    bad = run("tokenize", wiki, "-m", model, "-o", tokens, "--split", "train", status=2)
+    assert "only --format ance has a place for" in bad.stderr
+    with open(cache / "passages", "r+b") as file:
+        file.truncate(file.seek(0, 2) - 3)
+    cut = run("tokenize", cache, "-m", model, "-o", tmp_path / "other", *lengths, status=1)
+    assert "the last record has 97 of 100 bytes" in cut.stderr

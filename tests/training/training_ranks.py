@@ -38,12 +38,14 @@ Plan = dict[str, Any]
 
 def train(plan: Plan, scene: Plan) -> Any:
     """Train into FOLDER/RUN. One rank ("dies": [rank, crash point]) may be killed, raise ("fails": [rank, method of the
-    trainer or function of a module]) or have other settings ("differs": [rank, settings])."""
+    trainer or function of a module]) or have other settings ("differs": [rank, settings]). "model": not the plan's."""
     rank, settings = _rank(), scene["settings"]
     different, changes = scene.get("differs", [None, {}])
     if rank == different:
         settings = settings | changes
-    trainer = make_trainer(Path(plan["model"]), Path(plan["data"]), Path(plan["folder"]) / scene["run"], **settings)
+    trainer = make_trainer(
+        Path(scene.get("model", plan["model"])), Path(plan["data"]), Path(plan["folder"]) / scene["run"], **settings
+    )
     killed, point = scene.get("dies", [None, None])
     arm(point if rank == killed else None)
     failing, method = scene.get("fails", [None, None])

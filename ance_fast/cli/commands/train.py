@@ -12,13 +12,25 @@ import typer
 from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_files, refuse_missing_model, refuse_unknown_preset
 from ance_fast.cli.options import TextPreset
 from ance_fast.cli.output import print_json, print_table, program
+from ance_fast.cli.recipes import chosen_recipe
 from ance_fast.errors import ConfigError
 
 
 def train(
+    context: typer.Context,
     data: Annotated[str, typer.Argument(help="Training data: beir:DIR, msmarco:DIR, jsonl:FILE, or a path.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Run folder.")],
     model: Annotated[str, typer.Option("--model", "-m", help="Checkpoint to start from: folder or Hugging Face id.")],
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="A published run (see ance-fast recipes) or a .toml file; other options change it."),
+    ] = None,
+    data_folder: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="Of a recipe: the folder with the downloads.")
+    ] = None,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="Rehearse the recipe in seconds, on generated data (written to --data).")
+    ] = False,
     split: Annotated[str, typer.Option(help="Split of the judgements to train on.")] = "train",
     dev_split: Annotated[str | None, typer.Option(help="Split to measure at every refresh.")] = None,
     test_split: Annotated[str | None, typer.Option(help="Split to measure at the end; writes RUN/test.trec.")] = None,
@@ -26,6 +38,9 @@ def train(
         Path | None, typer.Option(help="More judgements of training queries (qrels file), to count false negatives by.")
     ] = None,
     num_layers: Annotated[int | None, typer.Option(min=1, help="Keep only the first layers.")] = None,
+    two_towers: Annotated[
+        bool, typer.Option("--two-towers", help="Train a query and a document encoder that both begin as MODEL.")
+    ] = False,
     max_steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 1000,
     batch_size: Annotated[int, typer.Option(help="Queries of a forward and backward pass, in each process.")] = 32,
     gradient_accumulation: Annotated[int, typer.Option(help="Passes of an optimizer step.")] = 1,
@@ -35,9 +50,20 @@ def train(
     kept_tokens: Annotated[
         int | None, typer.Option(help="Tokens of chunks that are not encoded a second time for gradients [a chunk's].")
     ] = None,
+    optimizer: Annotated[str, typer.Option(help="adamw, or lamb as the original ANCE has it.")] = "adamw",
     learning_rate: Annotated[float, typer.Option("--learning-rate", "--lr")] = 2e-5,
+    adam_epsilon: Annotated[float, typer.Option(help="Of either optimizer.")] = 1e-8,
+    lr_scheduler: Annotated[
+        str, typer.Option(help="How the learning rate falls: linear, cosine (to 1e-8), constant, ...")
+    ] = "linear",
     warmup_fraction: Annotated[float, typer.Option(help="Share of the steps that the learning rate rises.")] = 0.1,
+    warmup_steps: Annotated[int | None, typer.Option(help="Or so many steps.")] = None,
+    schedule_steps: Annotated[
+        int | None, typer.Option(help="Step at which the learning rate has fallen [--max-steps].")
+    ] = None,
+    warmup: Annotated[str, typer.Option(help="once, or anew at each refresh.")] = "once",
     weight_decay: Annotated[float, typer.Option()] = 0.01,
+    max_grad_norm: Annotated[float, typer.Option(help="Longer gradients are cut to this length.")] = 1.0,
     dropout: Annotated[float | None, typer.Option(help="Replaces the checkpoint's.")] = None,
     loss: Annotated[
         str, typer.Option(help="pairwise (ANCE's own) or contrastive (in-batch and mined).")
@@ -45,6 +71,18 @@ def train(
     scale: Annotated[
         float | None, typer.Option(help="Multiplies scores [20 if embeddings are normalised, else 1].")
     ] = None,
+    order: Annotated[
+        str,
+        typer.Option(
+            help="queries: a batch is queries in a new order every epoch. triples: a refresh draws --triples-per-query "
+            "negatives for each, and a batch is triples, those of a query one after another."
+        ),
+    ] = "queries",
+    query_chunks: Annotated[
+        int, typer.Option(help="triples: a refresh mines one of so many parts of the queries.")
+    ] = 1,
+    triples_per_query: Annotated[int, typer.Option(help="triples: negatives of a query between two refreshes.")] = 1,
+    positives: Annotated[str, typer.Option(help="all of a query's, or the last in the file of judgements.")] = "all",
     start: Annotated[
         str, typer.Option(help="Negatives until the first refresh: bm25, random, index, dataset.")
     ] = "bm25",
@@ -126,7 +164,14 @@ def train(
     Or beside it: ance-fast train beir:scifact -m intfloat/e5-small-v2 -o run --refresh async --max-staleness 200
 
     All but rolling also in several processes: torchrun --nproc-per-node 2 $(which ance-fast) train ...
+
+    A published run: ance-fast train --recipe msmarco-passage-firstp --data msmarco -m warmup/final -o run
     """
+    chosen = chosen_recipe(context)
+    if chosen is None and (data_folder or tiny):
+        raise ConfigError("--data and --tiny are for --recipe NAME")
+    if chosen is not None:
+        chosen.prepare()
     refuse_missing_data(data)
     refuse_missing_model(model)
     refuse_unknown_preset(text_preset)
@@ -148,12 +193,23 @@ def train(
         gradient_accumulation_steps=gradient_accumulation,
         encode_tokens=encode_tokens,
         kept_tokens=kept_tokens,
+        optimizer=optimizer,
         learning_rate=learning_rate,
+        adam_epsilon=adam_epsilon,
+        lr_scheduler=lr_scheduler,
         warmup_fraction=warmup_fraction,
+        warmup_steps=warmup_steps,
+        warmup=warmup,
+        schedule_steps=schedule_steps,
         weight_decay=weight_decay,
+        max_grad_norm=max_grad_norm,
         dropout=dropout,
         loss=loss,
         scale=scale,
+        order=order,
+        query_chunks=query_chunks,
+        triples_per_query=triples_per_query,
+        positives=positives,
         start=start,
         refresh=refresh,
         refresh_every=refresh_every,
@@ -180,12 +236,14 @@ def train(
         logging_steps=logging_steps,
         seed=seed,
         num_proc=num_proc,
+        **(chosen.settings if chosen is not None else {}),
     )
     dataset = load_dataset(data, split=split)
     dev = load_dataset(data, split=dev_split) if dev_split else None
     test = load_dataset(data, split=test_split) if test_split else None
     judgements = read_qrels(judged) if judged else None
     encoder = Encoder.load(model, device=device, dtype="float32", num_layers=num_layers, text_preset=text_preset)
+    encoder = encoder.two_towers() if two_towers else encoder
     trainer = AnceTrainer(encoder, dataset, config, dev=dev, judged=judgements, ranks=ranks)
     result: dict[str, Any] = {"output": str(output), "dev": trainer.train(resume=resume), "seconds": trainer.seconds}
     if ranks.leads:
@@ -194,6 +252,10 @@ def train(
             run, evaluation = trainer.evaluate_on(test)
             write_run(output / "test.trec", run, output.name)
             result["test"] = dict(evaluation)
+        if chosen is not None:
+            result["then"] = chosen.then(output)
+            if not tiny:
+                result["expect"] = chosen.recipe.expect
         _report(result, output, json)
     leave(ranks)
 
@@ -205,7 +267,11 @@ def _report(result: dict[str, Any], output: Path, json: bool) -> None:
     for name in ("dev", "test"):
         if result.get(name):
             print_table(list(result[name]), [list(result[name].values())], title=name)
+    if result.get("expect"):
+        print_table(("published", "figure"), [(name, f"{value:g}") for name, value in result["expect"].items()])
     print(f"Report: {result['report']}")
+    for command in result.get("then", ()):
+        print(f"Measure it: {command}")
     print(f"Search it: {program()} search {shlex.quote(str(output))} 'your query'")
 
 
