@@ -2,7 +2,7 @@
 
     python -m benchmarks.run --suite NAME --out DIR [options of the suite]
 
-NAME: ops, encode, ring, index, topk, pipeline, scale, refresh, sampler, answers. `--suite NAME --help` shows what
+NAME: ops, encode, ring, index, topk, pipeline, scale, refresh, sampler, data, answers. `--suite NAME --help` shows what
 one measures and its options.
 """
 
@@ -24,6 +24,7 @@ SUITES = {
     "scale": "benchmarks.scale",
     "refresh": "benchmarks.refresh.run",
     "sampler": "benchmarks.sampler",
+    "data": "benchmarks.data",
     "answers": "benchmarks.answers",
 }
 

@@ -19,7 +19,7 @@ from ance_fast.training.staleness import OVERLAP_DEPTH, IntervalStats, overlap
 PROBE_QUERIES = 64
 
 Embed = Callable[[np.ndarray, np.ndarray], Tensor]
-"""Query indices [B] and passage rows [N] -> float32 [B + N, dim]."""
+"""Query indices [B] and rows of the token store [N] -> float32 [B + N, dim]."""
 
 
 def compared(
@@ -89,4 +89,4 @@ def judged_candidates(parts: RunParts, table: NegativeTable) -> dict[str, float]
 
 def _loss(kind: str, batch: TrainingBatch, queries: np.ndarray, embed: Embed, scale: float) -> float:
     with torch.no_grad():
-        return float(batch_loss(kind, embed(queries, batch.passage_rows), batch, scale))
+        return float(batch_loss(kind, embed(queries, batch.encoded_rows), batch, scale))

@@ -34,6 +34,7 @@ ALIKE: dict[str, dict[str, Any]] = {
     "contrastive": {"refresh_overlap": 1.0},
     "pairwise": {"loss": "pairwise", "start": "index", "encode_tokens": 96, "gradient_accumulation_steps": 2},
     "look-ahead": {"sampler": "ance-tele", "start": "random", "negatives_per_query": 2},
+    "max-passage": {"chunks": "ours,length=32,count=3"},
     "two-towers": {"start": "random", "encode_tokens": 96},
     "two-towers-in-one-pass": {"start": "random", "loss": "pairwise"},
 }
@@ -44,7 +45,7 @@ RECOVERY: dict[str, Any] = {
     "batch_size": 8,
     "gradient_accumulation_steps": 2,
     "dropout": 0.1,
-    "encode_tokens": 96,
+    "encode_tokens": 192,
     "save_every": 3,
     "logging_steps": 3,
 }
