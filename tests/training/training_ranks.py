@@ -60,7 +60,7 @@ def train(plan: Plan, scene: Plan) -> Any:
 
     trainer.encoder.write = counted  # type: ignore[method-assign]
     report = trainer.train(resume=scene.get("resume", False))
-    return {"dev": report, "weights": trainer.encoder.fingerprint(), "written": written}
+    return {"dev": report, "weights": trainer.encoder.fingerprint(), "wrote": bool(written)}
 
 
 def talk(plan: Plan, scene: Plan) -> Any:
