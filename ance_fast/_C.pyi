@@ -331,3 +331,20 @@ def draw_negatives(
     drawn: Array,
     threads: int = 1,
 ) -> None: ...
+
+class Vocabulary:
+    def __init__(self, table: Array) -> None: ...
+    def learn(self, texts: tuple[str, ...]) -> tuple[Array, Array]: ...
+    def look_up(self, texts: tuple[str, ...], *, threads: int = 1) -> tuple[Array, Array]: ...
+    def __len__(self) -> int: ...
+
+def match_answers(
+    passages: tuple[Array, Array],
+    answers: tuple[Array, Array],
+    query_offsets: Array,
+    queries: Array,
+    rows: Array,
+    found: Array,
+    *,
+    threads: int = 1,
+) -> None: ...

@@ -52,6 +52,7 @@ PYBIND11_MODULE(_C, m) {
   ance_fast::bind_topk(m);
   ance_fast::bind_embedding_ring(m);
   ance_fast::bind_sampler(m);
+  ance_fast::bind_answers(m);
 #ifdef ANCE_FAST_WITH_CUDA
   ance_fast::bind_cuda(m);
 #endif

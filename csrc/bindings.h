@@ -13,5 +13,6 @@ void bind_token_packer(pybind11::module_& m);
 void bind_topk(pybind11::module_& m);
 void bind_embedding_ring(pybind11::module_& m);
 void bind_sampler(pybind11::module_& m);
+void bind_answers(pybind11::module_& m);
 
 }  // namespace ance_fast

@@ -20,6 +20,7 @@ from rich.logging import RichHandler
 
 from ance_fast.cli.commands.bm25 import bm25
 from ance_fast.cli.commands.convert import convert
+from ance_fast.cli.commands.convert_embeddings import convert_embeddings
 from ance_fast.cli.commands.demo import demo
 from ance_fast.cli.commands.encode import encode
 from ance_fast.cli.commands.evaluate import evaluate
@@ -27,10 +28,12 @@ from ance_fast.cli.commands.index import index
 from ance_fast.cli.commands.info import info
 from ance_fast.cli.commands.mine import mine
 from ance_fast.cli.commands.rank import rank
+from ance_fast.cli.commands.recipes import recipes
 from ance_fast.cli.commands.report import report
 from ance_fast.cli.commands.search import search
 from ance_fast.cli.commands.tokenize import tokenize
 from ance_fast.cli.commands.train import train
+from ance_fast.cli.recipes import RecipeCommand
 from ance_fast.errors import AnceFastError, ConfigError
 from ance_fast.progress import stderr_console
 
@@ -57,8 +60,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train dense retrievers with ANCE; encode, index and search corpora.",
 )
-for command in (demo, tokenize, encode, index, search, mine, train, report, rank, bm25, evaluate, convert, info):
-    app.command(name=command.__name__)(_interruptible(command))
+_COMMANDS = (
+    demo, tokenize, encode, index, search, mine, train, recipes, report, rank, bm25, evaluate, convert,
+    convert_embeddings, info,
+)  # fmt: skip
+for command in _COMMANDS:
+    name = command.__name__.replace("_", "-")
+    app.command(name=name, cls=RecipeCommand if command is train else None)(_interruptible(command))
 
 
 @app.callback()

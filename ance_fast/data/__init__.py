@@ -5,12 +5,18 @@ A new format is one file with a reader that returns a `Dataset`, and one entry i
 
 from __future__ import annotations
 
+from ance_fast.data.ance_cache import read_ance_cache
 from ance_fast.data.beir import read_beir
+from ance_fast.data.candidates import read_candidates
 from ance_fast.data.chunks import ChunkRules
 from ance_fast.data.dataset import Corpus, Dataset
+from ance_fast.data.dpr import read_dpr
 from ance_fast.data.hf_datasets import read_datasets
 from ance_fast.data.irds import read_irds
+from ance_fast.data.kilt import read_kilt
 from ance_fast.data.msmarco import read_msmarco, read_text_triples, read_triples
+from ance_fast.data.msmarco_docs import read_msmarco_docs
+from ance_fast.data.open_qa import read_questions
 from ance_fast.data.parquet import read_parquet
 from ance_fast.data.qrels import Qrels, drop_unknown
 from ance_fast.data.records import Document, IdTriple, Query, TextTriple
@@ -37,14 +43,20 @@ __all__ = [
     "load_corpus",
     "load_dataset",
     "open_passages",
+    "read_ance_cache",
     "read_beir",
+    "read_candidates",
     "read_corpus_jsonl",
     "read_datasets",
+    "read_dpr",
     "read_irds",
     "read_jsonl",
+    "read_kilt",
     "read_msmarco",
+    "read_msmarco_docs",
     "read_parquet",
     "read_qrels",
+    "read_questions",
     "read_run",
     "read_text",
     "read_text_triples",

@@ -8,15 +8,19 @@ to name both lines. A pipe cannot be read again, so its ids are kept, in Arrow m
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ance_fast.data.duplicate_ids import IdHashes, UniqueIds, id_hash
 from ance_fast.data.qrels import IdTable, Qrels, drop_unknown
 from ance_fast.data.records import Document, Query
 from ance_fast.data.text_lines import warn_counted
 from ance_fast.errors import DataError
+
+if TYPE_CHECKING:
+    from ance_fast.data.token_corpus import TokenCorpus
 
 logger = logging.getLogger(__name__)
 
@@ -148,18 +152,23 @@ class _EmptyDocuments:
 class Dataset:
     """A retrieval data set. A corpus alone (`tsv:`, `parquet:`, a pipe, ...) has neither queries nor judgements.
 
-    queries: id -> text, in the file's order; with judgements, only the judged ones. qrels: every judgement, also of
-    documents the corpus lacks. negatives: query id -> ids of documents to train against. scores: query id -> document
-    id -> score of a teacher. split: None when no judgements were asked for.
+    queries: id -> text, in the file's order; with judgements, only the judged ones. query_tokens: the same queries
+    where others tokenised them and there are no texts. qrels: every judgement, also of documents the corpus lacks.
+    negatives: query id -> ids of documents to train against. scores: query id -> document id -> score of a teacher.
+    answers: query id -> strings that answer it. split: None when no judgements were asked for. triples: a file of text
+    triples, which training goes through in its order; there are then no queries and judgements beside it.
     """
 
     name: str
     corpus: Corpus
-    queries: dict[str, str]
+    queries: Mapping[str, str]
     qrels: Qrels = field(default_factory=Qrels)
     split: str | None = None
     negatives: dict[str, list[str]] | None = None
     scores: dict[str, dict[str, float]] | None = None
+    query_tokens: TokenCorpus | None = None
+    triples: Path | None = None
+    answers: dict[str, list[str]] | None = None
 
     def training_qrels(self, document_ids: IdTable | Collection[str]) -> Qrels:
         """The judgements usable for training against the corpus of `document_ids`; see `drop_unknown`."""

@@ -1,7 +1,9 @@
 """MS MARCO passage folders: `collection.tsv`, `queries.{split}.tsv`, `qrels.{split}.tsv`, triples; compressed or not.
 
 collection.tsv and queries: `id <tab> text`. qrels: four columns. The splits that come in a small version, such as
-`qrels.dev.small.tsv`, are found under their short name ("dev") where the large file is absent.
+`qrels.dev.small.tsv`, are found under their short name ("dev") where the large file is absent. TREC's test queries have
+names of their own (`msmarco-test2019-queries.tsv`, `2019qrels-pass.txt`): splits "test2019" and "test2020". The split
+"eval" has queries alone, whose labels only the leaderboard knows.
 """
 
 from __future__ import annotations
@@ -16,6 +18,10 @@ from ance_fast.data.qrels import Qrels, read_qrels
 from ance_fast.data.records import Document, IdTriple, Query, TextTriple
 from ance_fast.data.text_lines import read_columns
 from ance_fast.errors import DataError
+
+UNLABELLED = "eval"
+_OTHER_QUERIES = {year: (f"msmarco-{year}-queries.tsv",) for year in ("test2019", "test2020")}
+_OTHER_QRELS = {year: (f"{year.removeprefix('test')}qrels-pass.txt",) for year in ("test2019", "test2020")}
 
 
 def read_msmarco(
@@ -32,16 +38,20 @@ def read_msmarco(
     corpus = Corpus(find_file(folder, "collection.tsv"), _documents, folder.name)
     if split is None:
         return Dataset(folder.name, corpus, {}, Qrels())
-    judged = [f"qrels.{split}.tsv", f"qrels.{split}.small.tsv"]
+    named = [f"queries.{split}.tsv", f"queries.{split}.small.tsv", *_OTHER_QUERIES.get(split, ())]
+    judged = [f"qrels.{split}.tsv", f"qrels.{split}.small.tsv", *_OTHER_QRELS.get(split, ())]
     if not has_file(folder, *judged):
+        if split == UNLABELLED and has_file(folder, *named):
+            file = find_file(folder, *named)
+            return Dataset(folder.name, corpus, collect_queries(file, read_query_lines(file)), Qrels(), split)
         splits = sorted(file.name.split(".tsv")[0].removeprefix("qrels.") for file in folder.glob("qrels.*.tsv*"))
         raise DataError(
             f"{folder}: no split {split!r} (looked for {' and '.join(judged)}, plain, .gz or .zst); "
             f"available: {', '.join(splits) or 'none'}"
         )
     qrels = read_qrels(find_file(folder, *judged))
-    file = find_file(folder, f"queries.{split}.tsv", f"queries.{split}.small.tsv")
-    queries = collect_queries(file, _queries(file), qrels)
+    file = find_file(folder, *named)
+    queries = collect_queries(file, read_query_lines(file), qrels)
     forms = (sorted(folder.glob(f"qidpidtriples.{split}*.tsv{suffix}")) for suffix in ("", *COMPRESSED))
     files = next((files for files in forms if files), [])
     negatives = _negatives(files, queries, max_negatives) if triples and files else None
@@ -80,7 +90,8 @@ def _documents(path: Path) -> Iterator[tuple[int, Document]]:
         yield line, Document(identifier, text)
 
 
-def _queries(path: Path) -> Iterator[tuple[int, Query]]:
+def read_query_lines(path: Path) -> Iterator[tuple[int, Query]]:
+    """(Line number, query) of `id <tab> text` lines. Raises `DataError` with file and line."""
     for line, (identifier, text) in _pairs(path):
         yield line, Query(identifier, text)
 

@@ -13,14 +13,23 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from ance_fast.artifacts import MANIFEST
+from ance_fast.data.ance_cache import PASSAGES as RECORDS
+from ance_fast.data.ance_cache import read_ance_cache
 from ance_fast.data.beir import read_beir
+from ance_fast.data.candidates import read_top1000
 from ance_fast.data.dataset import Corpus, Dataset
+from ance_fast.data.dpr import PASSAGES, read_dpr
 from ance_fast.data.hf_datasets import read_datasets
 from ance_fast.data.input_files import STDIN, find_file, has_file, is_pipe, list_files, plain_name
 from ance_fast.data.irds import read_irds
+from ance_fast.data.kilt import PAGES, read_kilt
 from ance_fast.data.msmarco import read_msmarco
+from ance_fast.data.msmarco_docs import CORPUS as DOCUMENTS
+from ance_fast.data.msmarco_docs import read_msmarco_docs
 from ance_fast.data.parquet import read_parquet
+from ance_fast.data.record_file import META
 from ance_fast.data.text_corpora import read_corpus_jsonl, read_pipe, read_text, read_tsv
+from ance_fast.data.text_triples import distinct_passages
 from ance_fast.data.token_build import KIND as STORE
 from ance_fast.data.token_store import TokenStore
 from ance_fast.data.training_jsonl import is_training_jsonl, read_jsonl
@@ -53,6 +62,18 @@ def _read_datasets(path: str, split: str | None, options: Options) -> Dataset:
     return read_datasets(name if colon else path, part if colon else None, **options)
 
 
+def _read_msmarco_docs(path: str, split: str | None, options: Options) -> Dataset:
+    separator = options.get("separator", "</s>")
+    return read_msmarco_docs(path, split, separator=separator, max_characters=_number(options, "max_characters", 10000))
+
+
+def _number(options: Options, name: str, default: int) -> int:
+    text = options.get(name, str(default))
+    if not text.isdecimal():
+        raise DataError(f"?{name}={text}: expected a number")
+    return int(text)
+
+
 def _files(*endings: str) -> Callable[[str], object]:
     return lambda path: is_pipe(Path(path)) or list_files(path, *endings)
 
@@ -70,9 +91,52 @@ FORMS: dict[str, Form] = {
         "dev",
         find=lambda path: find_file(path, "collection.tsv"),
     ),
+    "msmarco-doc": Form(
+        "msmarco-doc:DIR (msmarco-docs.tsv, msmarco-doctrain-*.tsv)",
+        _read_msmarco_docs,
+        "dev",
+        ("separator", "max_characters"),
+        lambda path: find_file(path, DOCUMENTS),
+    ),
+    "dpr": Form(
+        "dpr:DIR (psgs_w100.tsv, nq-*.json)",
+        lambda path, split, options: read_dpr(path, split, **options),  # type: ignore[arg-type]
+        "train",
+        ("questions", "separator", "positives"),
+        lambda path: find_file(path, *PASSAGES),
+    ),
+    "kilt": Form(
+        "kilt:DIR (kilt_knowledgesource.json, *-kilt.jsonl)",
+        lambda path, split, options: read_kilt(path, split, **options),
+        "dev",
+        ("task",),
+        lambda path: find_file(path, *PAGES),
+    ),
+    "ance-cache": Form(
+        "ance-cache:DIR (passages, passages_meta, train-query)",
+        lambda path, split, options: read_ance_cache(path, split, **options),
+        "train",
+        ("prefix", "negatives"),
+        lambda path: find_file(path, RECORDS),
+    ),
+    "top1000": Form(
+        "top1000:FILE",
+        lambda path, split, options: read_top1000(path, **options),
+        "top1000",
+        ("qrels",),
+        lambda path: list_files(path),
+    ),
     "irds": Form("irds:NAME", lambda path, split, _: read_irds(path, split), ""),
     "jsonl": Form("jsonl:FILE", _read_jsonl, "train", _FIELDS, _files(".jsonl", ".ndjson")),
     "tsv": Form("tsv:FILE", lambda path, split, _: read_tsv(path), find=_files(".tsv")),
+    "triples": Form(
+        "triples:FILE (query <tab> positive <tab> negative)",
+        lambda path, split, _: Dataset(
+            Path(path).name, Corpus(path, distinct_passages), {}, split=split, triples=Path(path)
+        ),
+        "train",
+        find=lambda path: find_file(Path(path).parent, Path(path).name),
+    ),
     "text": Form("text:FILE", lambda path, split, _: read_text(path), find=_files(".txt")),
     "parquet": Form(
         "parquet:FILE|DIR",
@@ -180,6 +244,14 @@ def _recognise_folder(path: Path) -> str:
         return "beir"
     if has_file(path, "collection.tsv"):
         return "msmarco"
+    if has_file(path, DOCUMENTS):
+        return "msmarco-doc"
+    if has_file(path, *PASSAGES):
+        return "dpr"
+    if has_file(path, *PAGES):
+        return "kilt"
+    if has_file(path, RECORDS) and has_file(path, RECORDS + META):
+        return "ance-cache"
     if has_file(path, "dataset_info.json", "dataset_dict.json"):
         return "datasets"
     for ending in (".parquet", ".jsonl"):

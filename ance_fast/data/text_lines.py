@@ -65,7 +65,7 @@ def parse_json(lines: Iterator[tuple[int, str]], path: str | Path) -> Iterator[t
             raise DataError(f"{path}:{number}: expected a JSON object, got {type(value).__name__}")
         if "\\ud" in line or "\\uD" in line:
             # Half of a surrogate pair is legal JSON but no character: it could not be written as UTF-8 later on.
-            _refuse_surrogates(value, path, number)
+            refuse_surrogates(value, path, number)
         yield number, value
 
 
@@ -102,7 +102,8 @@ def _decode(raw: bytes, path: Path, number: int) -> str:
     return line
 
 
-def _refuse_surrogates(value: Any, path: str | Path, number: int) -> None:
+def refuse_surrogates(value: Any, path: str | Path, number: int) -> None:
+    """Raise `DataError` for JSON that holds half of a surrogate pair, which is no character."""
     try:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:

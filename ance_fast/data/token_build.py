@@ -107,7 +107,7 @@ def build_store(
         names = [shard_name(number) for number in range(len(infos))]
         for stale in set(os.listdir(work)) - set(names):
             (work / stale).unlink()
-        manifest = _manifest(infos, recipe, tokenizer, content.hexdigest())
+        manifest = store_manifest(infos, recipe, tokenizer, content.hexdigest())
         seal(work, KIND, {**manifest, "shard_rows": shard_rows})
         if accept is not None:
             try:
@@ -141,7 +141,7 @@ def build_table(
         tokens, counts = maker.tokens(given)
         batches.append(make_batch(pa.concat_batches(documents.batches), tokens, maker.recipe, counts))
         infos.append(ShardInfo(maker.recipe, "", "", batches[-1].num_rows, len(tokens.values), tokens.truncated))
-    return batches, _manifest(infos, maker.recipe, tokenizer, content.hexdigest())
+    return batches, store_manifest(infos, maker.recipe, tokenizer, content.hexdigest())
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,8 @@ def _write(
     return write_shard(path, pa.concat_batches(documents.batches), tokens, maker.recipe, documents.content, counts)
 
 
-def _manifest(infos: list[ShardInfo], recipe: Recipe, tokenizer: Any, content: str) -> dict[str, Any]:
+def store_manifest(infos: list[ShardInfo], recipe: Recipe, tokenizer: Any, content: str) -> dict[str, Any]:
+    """What a store with these shards says of itself."""
     return {
         **recipe.as_json(),
         "tokenizer_name": str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__),

@@ -17,13 +17,16 @@ import numpy as np
 import pyarrow as pa
 
 from ance_fast.artifacts import open_artifact
-from ance_fast.data.chunked_documents import ChunkedDocuments
+from ance_fast.data.chunked_documents import ChunkedDocuments, StoreDocuments
 from ance_fast.data.chunks import ChunkRules
+from ance_fast.data.dataset import Dataset
 from ance_fast.data.document_batches import from_arrow
 from ance_fast.data.document_stream import as_documents
 from ance_fast.data.id_column import IdColumn
 from ance_fast.data.records import Document
 from ance_fast.data.token_build import KIND, Tokenised, build_store, build_table
+from ance_fast.data.token_corpus import TokenCorpus
+from ance_fast.data.token_import import import_tokens, token_table
 from ance_fast.data.token_shards import Recipe, documents_of, read_shard, token_arrays
 from ance_fast.data.tokenize import tokenizer_fingerprint
 from ance_fast.errors import ArtifactError
@@ -67,7 +70,8 @@ class TokenStore:
     ) -> TokenStore:
         """Tokenise `corpus` into the store `path` and open it.
 
-        corpus: `Document`s, (id, text) pairs, or texts (numbered from "0"); read once, in order. Each row holds exactly
+        corpus: `Document`s, (id, text) pairs, or texts (numbered from "0"); read once, in order. Or a `TokenCorpus`,
+        whose tokens are taken as they are, in `num_proc` threads, and have no texts. Each row holds exactly
         `tokenizer(prompt + document.full_text, truncation=True, max_length=max_length)["input_ids"]`. `keep_text=False`
         leaves titles and texts out. `chunks` cuts documents of more than `max_length` tokens, which is then
         `chunks.length`: a row is a chunk, `DOCUMENT#N`, and `chunked` says of which document. At most `num_proc + 1`
@@ -83,6 +87,21 @@ class TokenStore:
         `ArtifactError` (`path` holds something else, or a store of another tokenizer, max_length, prompt or
         other chunks), `OSError`.
         """
+        checked = None if accept is None else lambda work: accept(cls.open(work, verify=False))
+        if isinstance(corpus, TokenCorpus):
+            target = import_tokens(
+                corpus,
+                tokenizer,
+                path,
+                max_length=max_length,
+                prompt=prompt,
+                chunks=chunks,
+                threads=num_proc,
+                show_progress=show_progress,
+                replace=replace,
+                accept=checked,
+            )
+            return cls.open(target, verify=False)
         target, tokenised = build_store(
             corpus,
             tokenizer,
@@ -95,7 +114,7 @@ class TokenStore:
             keep_text=keep_text,
             show_progress=show_progress,
             replace=replace,
-            accept=None if accept is None else lambda work: accept(cls.open(work, verify=False)),
+            accept=checked,
         )
         store = cls.open(target, verify=False)
         store.tokenised = tokenised
@@ -199,6 +218,21 @@ class TokenStore:
         batches, manifest = build_table(texts, tokenizer, ids=ids, max_length=max_length, prompt=prompt, chunks=chunks)
         return cls(batches, manifest)
 
+    @classmethod
+    def of_queries(
+        cls, dataset: Dataset, ids: Sequence[str], tokenizer: Any, *, max_length: int, prompt: str = ""
+    ) -> TokenStore:
+        """The queries `ids` of `dataset` in memory: their texts tokenised, or the tokens that the data set brings.
+
+        Raises as `from_texts`, and as `build` for a `TokenCorpus`.
+        """
+        given = dataset.query_tokens
+        if given is None:
+            texts = [dataset.queries[query] for query in ids]
+            return cls.from_texts(texts, tokenizer, ids=ids, max_length=max_length, prompt=prompt)
+        rows = given.ids.positions(list(ids))
+        return cls(*token_table(given, rows, tokenizer, max_length=max_length, prompt=prompt))
+
     def __len__(self) -> int:
         return int(self._starts[-1])
 
@@ -250,6 +284,11 @@ class TokenStore:
             return None
         numbers = [batch.column("chunk").to_numpy() for batch in self._batches]
         return ChunkedDocuments.from_chunks(np.concatenate(numbers), self.lengths, self.ids.arrow)
+
+    @property
+    def corpus(self) -> TokenStore | StoreDocuments:
+        """What is retrieved: the documents of rows that are chunks, else the rows."""
+        return self if self.chunked is None else StoreDocuments(self, self.chunked)
 
     def document(self, row: int) -> Document:
         """The document of a row, or of which it is a chunk. Raises `IndexError`, and `ArtifactError` if texts were not

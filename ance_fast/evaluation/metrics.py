@@ -12,10 +12,10 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ance_fast.errors import ConfigError, DataError, MissingDependencyError
+from ance_fast.evaluation.runs import load_run, ranking, refuse_other
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,8 @@ def evaluate(
     run: Mapping[str, Mapping[str, float]] | str | os.PathLike[str],
     qrels: Mapping[str, Mapping[str, int]] | str | os.PathLike[str],
     metrics: Sequence[str] = DEFAULT_METRICS,
+    *,
+    min_grade: int = 1,
 ) -> Evaluation:
     """Measure a run.
 
@@ -62,16 +64,18 @@ def evaluate(
         run: query id -> {document id: score}, or the path of a TREC run. Only scores count, not the order of the dict.
         qrels: query id -> {document id: grade} (relevant above 0), or the path of a qrels file.
         metrics: names that ir-measures knows: "nDCG@10", "RR@10" (or "MRR@10"), "R@100" (or "Recall@100"), "AP", "P@5",
-            "Success@5", "RR(rel=2)@10", ....
+            "Success@5", "RR(rel=2)@10", ..., or trec_eval: "ndcg_cut_10", "map_cut_10", "recip_rank", "recall_1000".
+        min_grade: the grade from which on a document is relevant to measures that know no grades (RR, AP, recall, ...),
+            unless their name says "rel=". 2 for the passages of TREC Deep Learning, where 1 means related.
 
-    Queries without a relevant document are left out, as are queries of the run that nobody judged.
+    Queries without a relevant document (grade above 0) are left out, as are queries of the run that nobody judged.
 
     Raises:
-        ConfigError: unknown metric or none.
+        ConfigError: unknown metric or none, `min_grade` below 1.
         DataError: a malformed file, no query with a relevant document, no judged query in the run, or a NaN score.
     """
-    measures = _parse(metrics)
-    ranked, grades = _load(run, "run"), _load(qrels, "qrels")
+    measures = _parse(metrics, min_grade)
+    ranked, grades = load_run(run), _load_qrels(qrels)
     judged = {query: dict(row) for query, row in grades.items() if any(grade > 0 for grade in row.values())}
     if not judged:
         raise DataError(f"none of the {len(grades)} judged queries has a relevant document (grade above 0)")
@@ -101,16 +105,18 @@ def _values(measures: dict[str, Any], qrels: Any, run: Any) -> Iterator[tuple[st
     return ((name, by_measure.get(measure, {})) for name, measure in measures.items())
 
 
-def _parse(metrics: Sequence[str]) -> dict[str, Any]:
+def _parse(metrics: Sequence[str], min_grade: int) -> dict[str, Any]:
     if isinstance(metrics, str):
         metrics = [metrics]
     if not metrics:
         raise ConfigError(f"no metric asked for; for example {', '.join(DEFAULT_METRICS)}")
+    if min_grade < 1:
+        raise ConfigError(f"min_grade={min_grade}: grades of 0 and below mean not relevant")
     ir_measures = _import_ir_measures()
     parsed = {}
     for name in metrics:
         try:
-            measure = ir_measures.parse_measure(name)
+            measure = _trec_measure(name) or ir_measures.parse_measure(name)
             supported = ir_measures.DefaultPipeline.supports(measure)
         except (NameError, ValueError, TypeError, SyntaxError) as error:
             raise ConfigError(
@@ -118,30 +124,35 @@ def _parse(metrics: Sequence[str]) -> dict[str, Any]:
             ) from error
         if not supported:
             raise ConfigError(f"no installed provider computes {name!r}; for example {', '.join(DEFAULT_METRICS)}, AP")
+        if min_grade > 1 and "rel" in measure.SUPPORTED_PARAMS and "rel" not in measure.params:
+            measure = measure(rel=min_grade)
         parsed[name] = measure
     return parsed
 
 
+def _trec_measure(name: str) -> Any:
+    """The measure that trec_eval calls so, such as "ndcg_cut_10", or None."""
+    if not (name.islower() or "_" in name):
+        return None
+    try:
+        measures = _import_ir_measures().parse_trec_measure(name)
+    except (ValueError, TypeError):
+        return None
+    return measures[0] if len(measures) == 1 else None
+
+
 def _strict_ranking(query: str, scores: Mapping[str, float]) -> dict[str, float]:
     """Replace scores by falling ranks: exact in float32, in which trec_eval holds them (3.00000001 is not 3)."""
-    for document, score in scores.items():
-        if math.isnan(score):
-            raise DataError(f"query {query!r}, document {document!r}: the score is NaN")
-    # Two stable sorts, because the second key goes down as well and strings have no minus.
-    order = sorted(sorted(scores, reverse=True), key=scores.__getitem__, reverse=True)
+    order = ranking(query, scores)
     return {document: float(len(order) - rank) for rank, document in enumerate(order)}
 
 
-def _load(source: Any, what: str) -> Any:
+def _load_qrels(source: Any) -> Any:
     if isinstance(source, Mapping):
         return source
-    if not isinstance(source, str | os.PathLike):
-        raise ConfigError(
-            f"{what} is a {type(source).__name__}; give a dict of dicts or a path (SearchResult has to_run)"
-        )
-    from ance_fast.data.trec import read_qrels, read_run
+    from ance_fast.data.trec import read_qrels
 
-    return read_run(Path(source)) if what == "run" else read_qrels(Path(source))
+    return read_qrels(refuse_other(source, "qrels"))
 
 
 def _import_ir_measures() -> Any:

@@ -32,7 +32,7 @@ from ance_fast.models.seed_checkpoints import (
     write_fairseq,
     write_finetuned,
 )
-from ance_fast.models.seed_folders import is_seed_folder, read_seed_folder, write_seed_folder
+from ance_fast.models.seed_folders import is_seed_folder, read_seed_folder, why_no_tar, write_seed_folder
 from ance_fast.models.weight_files import read_state
 
 
@@ -57,7 +57,7 @@ def _is_own(path: Path, trust: bool = False) -> bool:
 
 
 def _is_plain(path: Path, trust: bool = False) -> bool:
-    return (path / "config.json").is_file() and not is_seed_folder(path) and not is_ance(path, trust)
+    return (path / "config.json").is_file()
 
 
 def _read_own(path: Path, options: ReadOptions) -> Encoder:
@@ -67,6 +67,7 @@ def _read_own(path: Path, options: ReadOptions) -> Encoder:
     return Encoder.load(str(path), "cpu", "float32", "padded", text_preset=options.text_preset)
 
 
+# In the order in which they are tried: every folder of weights would pass for the last.
 FORMATS: dict[str, Format] = {
     "sentence-transformers": Format(
         "folder of sentence-transformers, which this package saves", _is_own, _read_own, lambda e, path: e.save(path)
@@ -94,6 +95,9 @@ def find_format(path: Path, trust: bool = False) -> str:
         if form.detect(path, trust):
             return name
     if path.is_file():
+        problem = why_no_tar(path)
+        if problem is not None:
+            raise ArtifactError(f"{path}: {problem}")
         content = read_state(path, trust=trust, mapped=True)
         names = ", ".join(map(str, list(content)[:3])) if isinstance(content, dict) else type(content).__name__
         raise ArtifactError(f"{path}: no known form of checkpoint (it holds {names}); known are {', '.join(FORMATS)}")

@@ -45,7 +45,7 @@ class HeadModule:
 @dataclass(frozen=True)
 class CheckpointLayout:
     """Everything about a checkpoint except its tensors. Of two towers it is the documents', and holds the queries'.
-    `chunks`: how it wants documents cut (MaxP), None: not at all."""
+    `chunks`: how documents are cut for it (MaxP), None: not at all."""
 
     transformer: Path
     pooling: str = "mean"

@@ -18,9 +18,10 @@ def stock_arguments(config: AnceConfig, folder: Path, steps_per_epoch: int, *, u
         "per_device_train_batch_size": config.batch_size,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
         "learning_rate": config.learning_rate,
-        "warmup_steps": round(config.warmup_fraction * config.max_steps),
+        "warmup_steps": config.rise,
         "lr_scheduler_type": config.lr_scheduler,
         "weight_decay": config.weight_decay,
+        "adam_epsilon": config.adam_epsilon,
         "max_grad_norm": config.max_grad_norm,
         "save_strategy": "steps",
         "save_steps": config.save_steps(steps_per_epoch),
@@ -33,6 +34,7 @@ def stock_arguments(config: AnceConfig, folder: Path, steps_per_epoch: int, *, u
         "remove_unused_columns": False,
         "dataloader_pin_memory": False,
         "use_cpu": use_cpu,
+        **({"train_sampling_strategy": "sequential"} if config.order == "triples" else {}),
     }
     arguments = TrainingArguments(**{**settings, **config.trainer_arguments})
     # Several GPUs are for torchrun, a process each: the stock trainer would wrap the model in DataParallel, which

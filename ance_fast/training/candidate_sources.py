@@ -13,9 +13,9 @@ import numpy as np
 
 from ance_fast.data.token_store import TokenStore
 from ance_fast.errors import ConfigError, DataError
-from ance_fast.training.answers import read_answers
 from ance_fast.training.config import AnceConfig
 from ance_fast.training.counter_hash import counter_hash
+from ance_fast.training.dataset_answers import chosen_answers
 from ance_fast.training.documents import documents_by_file, documents_by_id
 from ance_fast.training.examples import Examples
 from ance_fast.training.given_candidates import ScoredPairs, bm25_table, pairs_of, read_pairs
@@ -33,6 +33,27 @@ from ance_fast.training.view import View, snapshot_view
 
 # Positions of a token list enter its hash apart from its length.
 _LENGTH = -1
+
+
+def generation_candidates(
+    snapshot: Snapshot,
+    settings: AnceConfig,
+    examples: Examples,
+    sampler: NegativeSampler,
+    previous: NegativeTable | None,
+    *,
+    generation: int,
+    step: int,
+) -> NegativeTable:
+    """The candidates of a generation for the queries that it is for: all, or its part of `query_chunks`."""
+    queries = None
+    if settings.query_chunks > 1:
+        part = settings.queries_of(generation, len(examples))
+        queries = np.arange(part.start, part.stop)
+    stamp = {"topk": settings.topk, "generation": generation, "step": step}
+    return replace(
+        refreshed_candidates(snapshot, examples, sampler, previous, queries=queries, **stamp), queries=queries
+    )
 
 
 def refreshed_candidates(
@@ -72,7 +93,7 @@ def view_candidates(
     tables = []
     for source in config.sources:
         if source == "index":
-            tables.append(own_search(view, examples, **stamp))
+            tables.append(own_search(view, examples, count_positives=config.count_positives, **stamp))
         elif source == "look-ahead":
             tables.append(look_ahead(view, examples, sampler.seed, **stamp))
         elif source == "random":
@@ -131,12 +152,12 @@ def run_sampler(
     something else.
     """
     config, files, topk = SamplerConfig.parse(settings.sampler), settings.candidates, settings.topk
-    contents = content_ids(examples.passages) if config.contents else None
+    contents = _contents(examples) if config.contents else None
     documents = None
     if settings.documents is not None:
-        documents = documents_by_file(settings.documents, examples.passages)
+        documents = documents_by_file(settings.documents, examples.corpus)
     elif settings.document_separator is not None:
-        documents = documents_by_id(settings.document_separator, examples.passages)
+        documents = documents_by_id(settings.document_separator, examples.corpus)
     pairs = {name: read_pairs(path, examples) for name, path in files.items()}
     listed = {*config.sources, settings.start}
     most = int(np.diff(examples.positive_offsets).max(initial=0))
@@ -160,13 +181,16 @@ def run_sampler(
         contents=contents,
         tables=tables,
         teacher=teacher,
-        answers=read_answers(settings.answers, examples) if settings.answers is not None else None,
+        answers=chosen_answers(settings.answers, examples),
     )
 
 
-def own_search(view: View, examples: Examples, *, generation: int, step: int) -> NegativeTable:
-    """The passages nearest to each query, its positives left out."""
-    rows, scores = view.search(view.vectors, examples.positives_of(view.queries))
+def own_search(
+    view: View, examples: Examples, *, generation: int, step: int, count_positives: bool = False
+) -> NegativeTable:
+    """The passages nearest to each query, its positives left out; with `count_positives` among those found."""
+    none = np.zeros(len(view.queries) + 1, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    rows, scores = view.search(view.vectors, none if count_positives else examples.positives_of(view.queries))
     return NegativeTable(rows.astype(np.int32), scores.astype(np.float32), "index", generation, step)
 
 
@@ -174,7 +198,7 @@ def look_ahead(view: View, examples: Examples, seed: int, *, generation: int, st
     """The passages nearest to one of the query's positives, drawn anew each generation (Sun et al., EMNLP 2022)."""
     chosen = choose_positives(examples, view.queries, seed=seed, step=generation)
     view.freshen(chosen)
-    rows, scores = view.search(view.rows(chosen), examples.positives_of(view.queries))
+    rows, scores = view.search(view.closest(chosen), examples.positives_of(view.queries))
     return NegativeTable(rows.astype(np.int32), scores.astype(np.float32), "look-ahead", generation, step)
 
 
@@ -185,7 +209,7 @@ def random_candidates(
     without scores (NaN)."""
     every = np.arange(len(examples)) if queries is None else queries
     hashes = counter_hash(seed, generation, every[:, None], -2, np.arange(count))
-    rows = (hashes % np.uint64(len(examples.passages))).astype(np.int32)
+    rows = (hashes % np.uint64(len(examples.corpus))).astype(np.int32)
     return NegativeTable(rows, np.full(rows.shape, np.nan, dtype=np.float32), "random", generation, step)
 
 
@@ -205,11 +229,22 @@ def _check_teacher(teacher: ScoredPairs | None, examples: Examples, config: Samp
     pairs = examples.pairs
     missing = pairs[~np.isfinite(teacher.of(pairs[:, 0], pairs[:, 1]))]
     if len(missing):
-        query, document = examples.queries.ids[int(missing[0, 0])], examples.passages.ids[int(missing[0, 1])]
+        query, document = examples.queries.ids[int(missing[0, 0])], examples.corpus.ids[int(missing[0, 1])]
         raise DataError(
             f"{where}: no score of query {query!r} with its positive {document!r} ({len(missing)} of {len(pairs)} "
             "positives have none); the sampler compares candidates with them"
         )
+
+
+def _contents(examples: Examples) -> np.ndarray:
+    rows, documents = content_ids(examples.passages), examples.documents
+    if documents is None:
+        return rows
+    starts = documents.starts
+    hashes = counter_hash(np.arange(len(rows)) - starts[documents.numbers], rows)
+    with np.errstate(over="ignore"):
+        sums = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(hashes, dtype=np.uint64)])
+        return (sums[starts[1:]] - sums[starts[:-1]]).view(np.int64)
 
 
 def content_ids(store: TokenStore) -> np.ndarray:

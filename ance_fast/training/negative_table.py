@@ -27,6 +27,7 @@ class NegativeTable:
     origins: uint8 [queries, K], bit s set where `sources[s]` had the candidate; None for a table of one source.
     filtered: candidates left out on the way here, by reason, and "candidates", how many there were.
     versions: int32 [queries], the step each query was mined at, -1 if it was not yet; None where all were at `step`.
+    queries: int64, ascending, the training query of each row; None where there is a row for all of them.
     """
 
     candidates: np.ndarray
@@ -40,6 +41,7 @@ class NegativeTable:
     sources: tuple[str, ...] = ()
     filtered: dict[str, int] = field(default_factory=dict)
     versions: np.ndarray | None = None
+    queries: np.ndarray | None = None
 
     @property
     def ages(self) -> bool:
@@ -71,6 +73,10 @@ class NegativeTable:
         arrays: dict[str, Any] = {name: placed(array) for name, array in self._arrays().items()}
         return replace(self, **arrays)
 
+    def whole(self, count: int) -> NegativeTable:
+        """Rows for all `count` queries: the table itself, or its lists `spread` where it has only some queries'."""
+        return self if self.queries is None else replace(self.spread(self.queries, count), queries=None)
+
     def trimmed(self) -> NegativeTable:
         """Without the columns past every query's last candidate; one stays, since none would mean the whole corpus."""
         width = max(1, int((self.candidates >= 0).sum(axis=1).max(initial=0)))
@@ -93,8 +99,9 @@ class NegativeTable:
             "arrays": sorted(self._arrays()),
         }
         with staged_artifact(path, KIND, manifest) as folder:
-            if self.versions is not None:
-                np.save(folder / "versions.npy", self.versions)
+            for name, numbers in (("versions", self.versions), ("queries", self.queries)):
+                if numbers is not None:
+                    np.save(folder / f"{name}.npy", numbers)
             for name, array in self._arrays().items():
                 np.save(folder / f"{name}.npy", array)
 
@@ -116,7 +123,11 @@ class NegativeTable:
             metrics=manifest["metrics"],
             sources=tuple(manifest.get("sources", ())),
             filtered=manifest.get("filtered", {}),
-            versions=np.load(path / "versions.npy") if (path / "versions.npy").exists() else None,
+            **{
+                name: np.load(path / f"{name}.npy")
+                for name in ("versions", "queries")
+                if (path / f"{name}.npy").exists()
+            },
         )
 
     def _arrays(self) -> dict[str, np.ndarray]:
@@ -158,7 +169,7 @@ def mined_table(
 ) -> NegativeTable:
     """Turn search results (rows int [queries, K], best first, -1 past the end) into candidates: positives removed."""
     pairs = examples.pairs
-    corpus = len(examples.passages)
+    corpus = len(examples.corpus)
     keys = np.arange(len(rows))[:, None] * corpus + rows
     positive = np.isin(keys, pairs[:, 0] * corpus + pairs[:, 1])
     keep = (rows >= 0) & ~positive

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from ance_fast.training.candidate_sources import refreshed_candidates
+from ance_fast.training.candidate_sources import generation_candidates
 from ance_fast.training.generations import Generation
 from ance_fast.training.measures import compared
 from ance_fast.training.refresh import take_snapshot
@@ -27,8 +27,8 @@ def new_generation(parts: RunParts, previous: Generation, step: int) -> Generati
         ranks=parts.ranks,
     )
     times.append(time.monotonic())
-    table = refreshed_candidates(
-        snapshot, examples, parts.sampler, old, topk=config.topk, generation=previous.number + 1, step=step
+    table = generation_candidates(
+        snapshot, config, examples, parts.sampler, old, generation=previous.number + 1, step=step
     )
     times.append(time.monotonic())
     report = parts.ranks.first(

@@ -29,6 +29,8 @@ class SamplerConfig:
             negatives it brings) and any name of `AnceConfig.candidates`.
         rank_min, rank_max: ranks used of each list, from 0, `rank_max` excluded.
         per_source: so many of each list, drawn uniformly; None takes all.
+        count_positives: the query's own search finds topk passages of which some can be its positives, which go; so
+            microsoft/ANCE does. Else it finds topk others.
         contents: leave out passages with the same tokens as a positive, or as another candidate.
 
     Filters by score:
@@ -64,6 +66,7 @@ class SamplerConfig:
     rank_min: int = 0
     rank_max: int | None = None
     per_source: int | None = None
+    count_positives: bool = False
     contents: bool = False
     scores: str = "inner_product"
     min_score: float | None = None

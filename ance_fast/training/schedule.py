@@ -64,3 +64,10 @@ def steps_of(value: str | int, steps_per_epoch: int, name: str) -> int:
     if not match or int(match[1]) < 1:
         raise ConfigError(f'{name}={value!r}: give a number of steps or epochs, such as "500" or "2 epochs"')
     return int(match[1]) * (steps_per_epoch if match[2].startswith("epoch") else 1)
+
+
+def chunk_of(number: int, chunks: int, count: int) -> range:
+    """Part `number` modulo `chunks` of `count` rows. All parts are `count` // `chunks` rows but the last, which has the
+    rest too: so microsoft/ANCE cuts its training queries (`ann_chunk_factor`)."""
+    place, size = number % chunks, count // chunks
+    return range(place * size, count if place == chunks - 1 else (place + 1) * size)

@@ -28,16 +28,17 @@ class Part:
 
 
 def share_batch(
-    queries: np.ndarray, make: Callable[[], tuple[TrainingBatch, np.ndarray]], ranks: Ranks, *, corpus: int
+    make: Callable[[], tuple[np.ndarray, TrainingBatch, np.ndarray]], ranks: Ranks, *, corpus: int
 ) -> tuple[TrainingBatch, Part]:
-    """This rank's batch of `queries` for the loss, and the parts of all ranks together: what one process would have.
+    """This rank's batch for the loss, and the parts of all ranks together: what one process would have.
 
-    `make` returns the batch and the ages of its negatives; corpus: how many passages there are.
+    `make` returns the queries of the batch, the batch, and the ages of its negatives; corpus: how many passages there
+    are.
     """
     made: list[TrainingBatch] = []
 
     def part() -> Part:
-        batch, ages = make()
+        queries, batch, ages = make()
         made.append(batch)
         return Part(queries, batch.passage_rows, batch.negative_rows, ages)
 

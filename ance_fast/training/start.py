@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ance_fast.errors import ConfigError
 from ance_fast.models.encoder import Encoder
-from ance_fast.training.candidate_sources import refreshed_candidates
+from ance_fast.training.candidate_sources import generation_candidates
 from ance_fast.training.config import AnceConfig
 from ance_fast.training.examples import Examples
 from ance_fast.training.given_candidates import bm25_table
@@ -21,6 +21,8 @@ def start_table(
     What the sampler already has under that name, such as a run file, is not made again. All of `ranks` work on the
     encoder's own; what needs no encoder the first one makes for all.
     """
+    if examples.triples is not None:
+        return random_table(examples)  # nothing is drawn: the triples have their negatives
     given = sampler.tables.get(config.start)
     if given is not None:
         return _without_answers(mined_table(examples, given.candidates, given.scores, config.start, 0, 0), sampler)
@@ -28,7 +30,7 @@ def start_table(
         snapshot = take_snapshot(
             encoder, examples, factory=config.index_factory, batch_tokens=config.batch_tokens, ranks=ranks
         )
-        return refreshed_candidates(snapshot, examples, sampler, None, topk=config.topk, generation=0, step=0)
+        return generation_candidates(snapshot, config, examples, sampler, None, generation=0, step=0)
     return ranks.first(lambda: _without_answers(_without_encoder(config, examples), sampler))
 
 

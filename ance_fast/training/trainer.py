@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 
 from ance_fast.crash_points import crash_point
+from ance_fast.data.chunks import ChunkRules
 from ance_fast.data.dataset import Dataset
 from ance_fast.data.packing import PackedBatch
 from ance_fast.errors import ArtifactError, ConfigError, DataError
@@ -47,21 +48,25 @@ from ance_fast.training.candidate_sources import run_sampler
 from ance_fast.training.checkpoints import keep_newest, publish_checkpoint
 from ance_fast.training.config import AnceConfig
 from ance_fast.training.dev import DevMeasure, HeldOut
-from ance_fast.training.examples import Examples, prepare
+from ance_fast.training.dev_candidates import read_candidates
+from ance_fast.training.examples import Examples, corpus_store, prepare
 from ance_fast.training.given_candidates import refuse_unreadable
 from ance_fast.training.grad_cache import GradCache, check_strategy
 from ance_fast.training.judgements import Grades
+from ance_fast.training.lamb import Lamb, lamb_ratios
 from ance_fast.training.losses import batch_loss, loss_scale
 from ance_fast.training.modes import MODES
 from ance_fast.training.negative_log import NegativeLog
 from ance_fast.training.negatives import NegativeTable
 from ance_fast.training.ranks import Ranks, join
-from ance_fast.training.refresh import take_snapshot
+from ance_fast.training.refresh import corpus_index
 from ance_fast.training.refresher import RunParts
 from ance_fast.training.report import write_report
 from ance_fast.training.run_folder import RunFolder, data_identity, last_refresh, step_of
 from ance_fast.training.shared_batch import share_batch
 from ance_fast.training.staleness import Clock
+from ance_fast.training.triple_examples import prepare_triples
+from ance_fast.training.triples import epoch_length, triple_order
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +88,8 @@ def _collate(items: list[dict[str, int]]) -> dict[str, Tensor]:
 
 def _judgements(dataset: Dataset, dev: Dataset | None, judged: Grades | None) -> list[Grades]:
     """What may judge training queries; those of `dev` only where id and text agree, since ids of splits can clash."""
-    shared = dev.queries.items() & dataset.queries.items() if dev is not None else set()
+    texts = dataset.query_tokens is None and dev is not None and dev.query_tokens is None
+    shared = dev.queries.items() & dataset.queries.items() if texts and dev is not None else set()
     if judged and not judged.keys() & dataset.queries.keys():
         raise DataError(f"{dataset.name}: none of the {len(judged)} queries in `judged` is a training query")
     from_dev = {query: dev.qrels[query] for query, _ in shared if query in dev.qrels} if dev is not None else {}
@@ -125,6 +131,8 @@ class AnceTrainer(Trainer):
                     "optimizer's steps: load it with dtype='float32'; trainer_arguments={'bf16': True} computes in "
                     "halves"
                 )
+        if config.chunks is not None:
+            encoder.set_chunks(ChunkRules.parse(config.chunks))
         lengths = {"max_query_length": config.max_query_length, "max_document_length": config.max_document_length}
         encoder.set_lengths(**lengths)
         for tower in encoder.towers:
@@ -137,21 +145,16 @@ class AnceTrainer(Trainer):
             for tower in encoder.towers:
                 tower.backbone.set_dropout(config.dropout)
         refuse_unreadable(config.candidates)
-        self.examples: Examples = prepare(
-            dataset,
-            encoder,
-            self.folder / "passages",
-            num_proc=config.num_proc,
-            show_progress=True,
-            replace=not self.run_folder.has_checkpoints(),
-            ranks=self.ranks,
-            judged=_judgements(dataset, dev, judged),
-        )
+        self.examples: Examples = self._prepare(dataset, _judgements(dataset, dev, judged))
         if judged is not None and self.examples.judgements is None:
             logger.warning(
                 "judged: about no passage of this corpus but the positives; no false negative can be counted"
             )
-        self.held_out = HeldOut(dev, encoder) if dev is not None and dev.queries else None
+        self.held_out = self._hold_out(dev, own_corpus=dataset.triples is not None) if dev and dev.queries else None
+        if self.held_out is None:
+            for name in ("measure_every", "dev_candidates"):
+                if getattr(config, name) is not None:
+                    raise ConfigError(f"{name}={getattr(config, name)!r}: there are no dev queries; pass dev=")
         self.dev = DevMeasure(self.held_out, config.metrics, self.folder)
         self.scale = loss_scale(config.scale, encoder)
         self._progress = ProgressCallback()
@@ -164,12 +167,19 @@ class AnceTrainer(Trainer):
             self.examples, self.sampler, encode_tokens=config.encode_tokens, two_towers=len(encoder.towers) > 1
         )
         per_step = config.batch_size * config.gradient_accumulation_steps * self.ranks.size
-        self.steps_per_epoch = max(1, math.ceil(len(self.examples) / per_step))
+        self._triples = triple_order(config, self.examples, self.sampler, self.ranks)
+        self.steps_per_epoch = max(1, math.ceil(epoch_length(config, self.examples) / per_step))
+        # Triples have an order of their own: the loader's numbers are then not looked at, but must never come to an
+        # end, with which the stock trainer would cut an optimizer step short.
+        items = len(self.examples) if self._triples is None else config.max_steps * per_step
         super().__init__(
             model=encoder,
             args=stock_arguments(config, self.folder, self.steps_per_epoch, use_cpu=encoder.device.type == "cpu"),
-            train_dataset=_QueryIndices(len(self.examples)),
+            train_dataset=_QueryIndices(items),
             data_collator=_collate,
+            optimizer_cls_and_kwargs=(
+                (Lamb, {"lr": config.learning_rate, "eps": config.adam_epsilon}) if config.optimizer == "lamb" else None
+            ),
             callbacks=[*(callbacks or []), *([self._progress] if self.ranks.leads else [])],
         )
         if self.args.world_size != self.ranks.size:
@@ -196,10 +206,49 @@ class AnceTrainer(Trainer):
             self.folder,
             steps,
             ranks=self.ranks,
+            measured=frozenset(config.measure_steps(self.steps_per_epoch)),
         )
         self.refresher = MODES[config.refresh](parts)
         self._asked_before: int | None = None
+        self._batch_of_step = 0
         self._checkpoint: Path | None = None
+
+    def _prepare(self, dataset: Dataset, judged: list[Grades]) -> Examples:
+        common: dict[str, Any] = {
+            "show_progress": True,
+            "replace": not self.run_folder.has_checkpoints(),
+            "ranks": self.ranks,
+        }
+        if dataset.triples is not None:
+            return prepare_triples(dataset.triples, self.encoder, self.ance, **common)
+        return prepare(
+            dataset,
+            self.encoder,
+            self.folder / "passages",
+            num_proc=self.ance.num_proc,
+            judged=judged,
+            last_positive=self.ance.positives == "last",
+            **common,
+        )
+
+    def _hold_out(self, dev: Dataset, *, own_corpus: bool) -> HeldOut:
+        """The dev queries; with `own_corpus` their passages are tokenised too, once, since the run has others."""
+        config, passages = self.ance, None
+        if own_corpus:
+            passages = corpus_store(
+                dev,
+                self.encoder,
+                self.folder / "dev_passages",
+                num_proc=config.num_proc,
+                show_progress=True,
+                replace=not self.run_folder.has_checkpoints(),
+                ranks=self.ranks,
+            )
+        candidates = None
+        if config.dev_candidates is not None:
+            corpus = self.examples.passages if passages is None else passages
+            candidates = read_candidates(config.dev_candidates, list(dev.queries), corpus)
+        return HeldOut(dev, self.encoder, passages=passages, candidates=candidates, full=config.full_ranking)
 
     @property
     def table(self) -> NegativeTable | None:
@@ -287,9 +336,10 @@ class AnceTrainer(Trainer):
         """Ask the refresher once before each optimizer step, whatever the number of batches it has."""
         step = self.state.global_step
         if step == self._asked_before:
+            self._batch_of_step += 1
             return
         crash_point("step.before")
-        self._asked_before = step
+        self._asked_before, self._batch_of_step = step, 0
         report = self.refresher.before_step(step)
         if report is not None:
             self.log(report)
@@ -297,14 +347,23 @@ class AnceTrainer(Trainer):
     def _next_batch(self, queries: np.ndarray) -> TrainingBatch:
         step = self.state.global_step
 
-        def make() -> tuple[TrainingBatch, np.ndarray]:
-            batch = self._make_batch(queries, self.refresher.table_for(queries, step), step)
+        def make() -> tuple[np.ndarray, TrainingBatch, np.ndarray]:
+            asked, batch = self._batch_at(queries, step)
             rows = batch.negative_rows
-            return batch, self.refresher.ages(rows[rows >= 0], step)
+            return asked, batch, self.refresher.ages(rows[rows >= 0], step)
 
-        batch, everyones = share_batch(queries, make, self.ranks, corpus=len(self.examples.passages))
+        batch, everyones = share_batch(make, self.ranks, corpus=len(self.examples.corpus))
         self.negative_log.add(step, everyones.queries, everyones.negatives, everyones.ages)
         return batch
+
+    def _batch_at(self, queries: np.ndarray, step: int) -> tuple[np.ndarray, TrainingBatch]:
+        """The next batch and its queries: those that the loader has brought, or those of the next triples."""
+        table = self.refresher.table_for(queries, step)
+        if self._triples is None:
+            return queries, self._make_batch(queries, table, step)
+        number = (step - table.step) * self.args.gradient_accumulation_steps + self._batch_of_step
+        asked, positive, negative = self._triples.batch(table, number).T.astype(np.int64)
+        return asked, self._make_batch.of(asked, positive, negative[:, None])
 
     # ---- beginning, resuming, ending ----
 
@@ -330,19 +389,16 @@ class AnceTrainer(Trainer):
         self.refresher.close()
         self.seconds["train"] = self._clock.seconds() - self.refresher.seconds
         self.encoder.eval()
-        snapshot = take_snapshot(
-            self.encoder,
-            self.examples,
-            factory=self.ance.index_factory,
-            batch_tokens=self.ance.batch_tokens,
-            queries=False,
-            ranks=self.ranks,
-        )
+        index = None
+        # Texts of triples are nobody's corpus: what is searched then is that of the dev queries, if it is wanted.
+        if self.examples.triples is None or (self.dev.passages is not None and self.dev.needs_index):
+            index = corpus_index(self.encoder, self.examples, self.ance, self.ranks, self.dev.passages)
 
         def measure_and_write() -> dict[str, float]:
-            report = self.dev(self.encoder, snapshot.index, self.state.global_step)
+            report = self.dev(self.encoder, index, self.state.global_step)
             self.encoder.save(self.folder / "final")
-            snapshot.index.save(self.folder / "index")
+            if index is not None:
+                index.save(self.folder / "index")
             # Once more: a run that was killed just after its last checkpoint had one too many.
             keep_newest(self.folder / "checkpoints", self.ance.save_total_limit)
             return report
@@ -369,6 +425,7 @@ class AnceTrainer(Trainer):
         if "loss" in logs:
             logs = {**logs, **self.refresher.interval(), **self.negative_log.interval()}
             logs["seconds_interval"] = self._clock.interval()
+            logs |= lamb_ratios(self.optimizer)
         if "generation" in logs:
             logs = {**logs, **self.negative_log.generation()}
         super().log(logs, start_time)
@@ -377,6 +434,19 @@ class AnceTrainer(Trainer):
             entry = {"step": self.state.global_step, **{k: v for k, v in logs.items() if isinstance(v, int | float)}}
             with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        rate = self.ance.rate_schedule(self.steps_per_epoch, len(self.examples))
+        if rate is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        target = optimizer if optimizer is not None else self.optimizer
+        assert target is not None
+        # Not `rate.at` itself: of an object the scheduler's state would keep a copy, beside the settings it is made of.
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(target, lambda step: rate.at(step))
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def _get_output_dir(self, trial: Any = None) -> str:
         return str(getattr(self, "_staging", self.folder))

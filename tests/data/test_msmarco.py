@@ -75,3 +75,13 @@ def test_text_triples_stream_and_malformed_ones_are_refused(tmp_path: Path) -> N
     assert next(triples) == TextTriple("a query", "good", "bad")
     with pytest.raises(DataError, match=r"t\.tsv\.gz:2: expected 3 columns"):
         next(triples)
+
+
+def test_trec_and_leaderboard_queries_have_names_of_their_own(folder: Path) -> None:
+    (folder / "msmarco-test2019-queries.tsv").write_text("8\teight\n9\tnine\n")
+    (folder / "2019qrels-pass.txt").write_text("8 Q0 0 3\n8 Q0 1 0\n")
+    data = read_msmarco(folder, "test2019")
+    assert (data.queries, data.qrels) == ({"8": "eight"}, {"8": {"0": 3, "1": 0}})
+    (folder / "queries.eval.small.tsv").write_text("10\tten\n")
+    unlabelled = read_msmarco(folder, "eval")
+    assert (unlabelled.queries, unlabelled.qrels, unlabelled.split) == ({"10": "ten"}, {}, "eval")

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
+import pytrec_eval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -127,3 +128,39 @@ def test_files_give_what_their_contents_give(tmp_path: Path) -> None:
 def test_a_search_result_is_pointed_to_its_run() -> None:
     with pytest.raises(ConfigError, match=r"run is a list; .* to_run"):
         evaluate([1], {"q": {"d": 1}})  # type: ignore[arg-type]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.dictionaries(
+        st.sampled_from(["q1", "q2", "unjudged"]),
+        st.dictionaries(
+            st.sampled_from(DOCUMENTS), st.sampled_from([-math.inf, -3.5, 0.0, -0.0, 1e30, math.inf]), max_size=8
+        ),
+    ),
+    judgments,
+    st.integers(1, 2),
+)
+def test_metrics_agree_with_trec_eval_also_on_ties_and_infinite_scores(
+    run: dict[str, dict[str, float]], qrels: dict[str, dict[str, int]], min_grade: int
+) -> None:
+    names = ["ndcg_cut_10", "map_cut_10", "map", "recip_rank", "recall_5", "recall_1000", "P_5", "success_1"]
+    run["q1"] = run.get("q1") or {"d3": 1.0}
+    result = evaluate(run, qrels, names, min_grade=min_grade)
+    evaluator = pytrec_eval.RelevanceEvaluator(qrels, set(names), relevance_level=min_grade)
+    expected = evaluator.evaluate({query: dict(scores) for query, scores in run.items() if scores})
+    for query, values in expected.items():
+        if query in result.per_query["map"]:
+            for name in names:
+                assert result.per_query[name][query] == pytest.approx(values[name], abs=1e-12)
+    for query in result.missing:
+        assert {values[query] for values in result.per_query.values()} == {0.0}
+
+
+def test_a_grade_of_the_name_wins_over_the_least_grade() -> None:
+    run, qrels = {"q": {"a": 2.0, "b": 1.0}}, {"q": {"a": 1, "b": 2}}
+    metrics = ["RR@10", "RR(rel=1)@10", "nDCG@10"]
+    result = evaluate(run, qrels, metrics, min_grade=2)
+    assert dict(result) == {"RR@10": 0.5, "RR(rel=1)@10": 1.0, "nDCG@10": evaluate(run, qrels, "nDCG@10")["nDCG@10"]}
+    with pytest.raises(ConfigError, match="min_grade=0: grades of 0 and below mean not relevant"):
+        evaluate(run, qrels, min_grade=0)

@@ -154,7 +154,10 @@ def test_random_draws_come_from_the_candidates_of_sentence_transformers_and_are_
     model = Table(seed)
     arguments = {**options, "corpus": corpus, "range_max": options.get("range_min", 0) + 25, "verbose": False}
     window = arguments["range_max"] - options.get("range_min", 0)
-    candidates = theirs(pairs, model, **arguments, num_negatives=window)
+    try:
+        candidates = theirs(pairs, model, **arguments, num_negatives=window)
+    except ZeroDivisionError:
+        candidates = []  # its statistics divide by the candidates that are left: here none is
     passing: dict[tuple[str, str], set[str]] = {}
     for row in candidates:
         passing.setdefault((row["anchor"], row["positive"]), set()).add(row["negative"])

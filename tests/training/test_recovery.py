@@ -25,7 +25,7 @@ SETTINGS: dict[str, Any] = {
     "refresh_every": 4,
     "save_every": 6,
     "logging_steps": 3,
-    "encode_tokens": 256,
+    "encode_tokens": 512,
 }
 # The sampler whose state is the largest: earlier lists, weights, the mean passage.
 ROLLING = {"refresh": "rolling", "max_staleness": 8, "rolling_hot": 6, "rerank": 20} | {

@@ -140,9 +140,7 @@ def test_passages_that_hold_an_answer_are_not_mined(tiny_bert: Path, wiki: Path,
     asked, texts = set(list(data.queries)[::2]), trainer.examples.passages
     held = {
         query: [
-            " the " in f" {texts.document(row).full_text.lower()} "
-            for row in trainer.table.candidates[query]
-            if row >= 0
+            " the " in f" {texts.document(row).text.lower()} " for row in trainer.table.candidates[query] if row >= 0
         ]
         for query in mined.tolist()
     }

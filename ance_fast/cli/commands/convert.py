@@ -81,7 +81,7 @@ def convert(
         "from": form,
         "to": to,
         "dim": encoder.dim,
-        "parameters": sum(weights.numel() for weights in encoder.parameters()),
+        "parameters": sum(weights.numel() for name, weights in encoder.named_parameters() if ".pooler." not in name),
         "fingerprint": encoder.fingerprint(),
     }
     if json:

@@ -202,7 +202,7 @@ def _encoded(tower: Encoder, queries: dict[str, str], times: StageTimes) -> Any:
 def _measured(encoder: Encoder, dev: Dataset, index: Index, times: StageTimes) -> float:
     from ance_fast.evaluation import evaluate
 
-    encoded = _encoded(encoder.for_queries, dev.queries, times)
+    encoded = _encoded(encoder.for_queries, dict(dev.queries), times)
     with times.host("search"):
         run = index.search(encoded, 100).to_run(list(dev.queries))
     return float(evaluate(run, dev.qrels, metrics=["nDCG@10"])["nDCG@10"])

@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_model, refuse_unknown_preset
 from ance_fast.cli.options import TextPreset
 from ance_fast.cli.output import print_json
+from ance_fast.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ance_fast.data import TokenStore
+    from ance_fast.models import Encoder
 
 
 def tokenize(
@@ -19,6 +24,15 @@ def tokenize(
     output: Annotated[Path, typer.Option("--output", "-o", help="Token store to make.")],
     model: Annotated[str, typer.Option("--model", "-m", help="Checkpoint whose tokenizer to use.")],
     max_length: Annotated[int | None, typer.Option(help="Tokens a passage is cut at (default: the model's).")] = None,
+    form: Annotated[
+        str, typer.Option("--format", help="store, or ance: the files that microsoft/ANCE's trainer and miner read.")
+    ] = "store",
+    split: Annotated[
+        list[str] | None, typer.Option(help="With --format ance: a split whose queries to write too. Repeatable.")
+    ] = None,
+    max_query_length: Annotated[
+        int | None, typer.Option(help="With --format ance: tokens a query is cut at (default: the model's).")
+    ] = None,
     num_proc: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
     text_preset: TextPreset = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
@@ -30,8 +44,14 @@ def tokenize(
 
     Example: ance-fast tokenize beir:scifact -m intfloat/e5-small-v2 -o scifact.tokens
 
+    Example: ance-fast tokenize msmarco:DIR -m MODEL -o preprocessed --format ance --split train --split dev
+
     Example: zcat collection.tsv.gz | ance-fast tokenize - -m intfloat/e5-small-v2 -o msmarco.tokens
     """
+    if form not in ("store", "ance"):
+        raise ConfigError(f"--format {form!r}: choose store or ance")
+    if form == "store" and (split or max_query_length):
+        raise ConfigError("--split and --max-query-length write queries, which only --format ance has a place for")
     refuse_missing_data(data)
     refuse_missing_model(model)
     refuse_unknown_preset(text_preset)
@@ -40,18 +60,25 @@ def tokenize(
     from ance_fast.models import Encoder
 
     encoder = Encoder.load(
-        model, device="cpu", attention="padded", max_document_length=max_length, text_preset=text_preset
+        model,
+        device="cpu",
+        attention="padded",
+        max_document_length=max_length,
+        max_query_length=max_query_length,
+        text_preset=text_preset,
     )
     started = time.monotonic()
     store = TokenStore.build(
         load_corpus(data),
         encoder.tokenizer,
-        output,
+        output if form == "store" else output.with_name(output.name + ".tokens"),
         max_length=encoder.max_document_length,
         prompt=encoder.document_prompt,
         num_proc=num_proc,
         show_progress=True,
     )
+    if form == "ance":
+        _write_cache(output, data, split or [], encoder, store)
     seconds = time.monotonic() - started
     done = store.tokenised or Tokenised()
     if json:
@@ -71,3 +98,22 @@ def tokenize(
     else:
         new = f"{done.rows:,} passages tokenised in {seconds:.1f} s" if done.rows else "nothing new to tokenise"
         print(f"{output}: {len(store):,} passages, {store.num_tokens:,} tokens (cut at {store.max_length}); {new}")
+
+
+def _write_cache(output: Path, data: str, splits: list[str], encoder: Encoder, passages: TokenStore) -> None:
+    """microsoft/ANCE's `passages`, and for each split its queries and judgements."""
+    from ance_fast.data import TokenStore, load_dataset
+    from ance_fast.data.ance_cache_writer import write_ance_passages, write_ance_queries
+
+    pad = encoder.tokenizer.pad_token_id
+    write_ance_passages(output, passages, pad)
+    for split in splits:
+        dataset = load_dataset(data, split=split)
+        queries = TokenStore.of_queries(
+            dataset,
+            [query for query in dataset.queries if query in dataset.qrels or not dataset.qrels],
+            encoder.tokenizer,
+            max_length=encoder.max_query_length,
+            prompt=encoder.query_prompt,
+        )
+        write_ance_queries(output, split, queries, dataset.qrels, passages, pad)
