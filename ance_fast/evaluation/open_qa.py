@@ -106,8 +106,7 @@ def read_answer_lists(path: str | os.PathLike[str]) -> Iterator[tuple[int, str, 
     first: dict[str, int] = {}
     for line, value in read_json_lines(path):
         query, answers = value.get("query"), value.get("answers")
-        strings = isinstance(answers, list) and all(isinstance(one, str) for one in answers)
-        if not isinstance(query, str) or not strings:
+        if not isinstance(query, str) or not isinstance(answers, list) or any(type(one) is not str for one in answers):
             raise DataError(f'{path}:{line}: expected {{"query": id, "answers": [strings]}}')
         if first.setdefault(query, line) != line:
             raise DataError(f"{path}:{line}: query {query!r} again, first at {path}:{first[query]}")

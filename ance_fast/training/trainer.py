@@ -53,7 +53,7 @@ from ance_fast.training.examples import Examples, corpus_store, prepare
 from ance_fast.training.given_candidates import refuse_unreadable
 from ance_fast.training.grad_cache import GradCache, check_strategy
 from ance_fast.training.judgements import Grades
-from ance_fast.training.lamb import Lamb
+from ance_fast.training.lamb import Lamb, lamb_ratios
 from ance_fast.training.losses import batch_loss, loss_scale
 from ance_fast.training.modes import MODES
 from ance_fast.training.negative_log import NegativeLog
@@ -425,6 +425,7 @@ class AnceTrainer(Trainer):
         if "loss" in logs:
             logs = {**logs, **self.refresher.interval(), **self.negative_log.interval()}
             logs["seconds_interval"] = self._clock.interval()
+            logs |= lamb_ratios(self.optimizer)
         if "generation" in logs:
             logs = {**logs, **self.negative_log.generation()}
         super().log(logs, start_time)
@@ -476,6 +477,8 @@ class AnceTrainer(Trainer):
         keep_newest(target.parent, self.ance.save_total_limit)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.args.should_save:  # the stock trainer asks every rank
+            return
         folder = Path(output_dir or self.folder / "final")
         folder.mkdir(parents=True, exist_ok=True)
         self.encoder.write(folder)

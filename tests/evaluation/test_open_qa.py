@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from transformers import AutoTokenizer
 
 from ance_fast.data import ChunkRules, Document, TokenStore
