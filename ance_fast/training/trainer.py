@@ -477,6 +477,8 @@ class AnceTrainer(Trainer):
         keep_newest(target.parent, self.ance.save_total_limit)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.args.should_save:  # the stock trainer asks every rank
+            return
         folder = Path(output_dir or self.folder / "final")
         folder.mkdir(parents=True, exist_ok=True)
         self.encoder.write(folder)

@@ -331,7 +331,9 @@ def test_all_processes_take_up_what_the_worker_of_the_first_has_made(found: Foun
 
 @pytest.mark.timeout(1000)
 def test_only_the_first_process_writes(found: Found, folder: Path) -> None:
-    results(found, "whole")
+    first, second = results(found, "whole")
+    assert first["wrote"]
+    assert not second["wrote"]
     run = folder / "whole"
     files = {path.name for path in run.iterdir()}
     assert not [name for name in files if name.startswith(".")]
