@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from ance_fast.cli.chunking import cut_documents, refuse_unknown_chunks
 from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_model, refuse_unknown_preset
-from ance_fast.cli.options import TextPreset
+from ance_fast.cli.options import Chunks, TextPreset
 from ance_fast.cli.output import print_json, print_table
 
 
@@ -22,6 +23,7 @@ def rank(
     max_query_length: Annotated[int | None, typer.Option(help="Tokens.")] = None,
     max_document_length: Annotated[int | None, typer.Option(help="Tokens.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
+    chunks: Chunks = None,
     text_preset: TextPreset = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
@@ -29,6 +31,7 @@ def rank(
 
     Example: ance-fast rank beir:scifact -m intfloat/e5-small-v2 -o e5.trec
     """
+    refuse_unknown_chunks(chunks, max_document_length)
     refuse_missing_data(data)
     refuse_missing_model(model)
     refuse_unknown_preset(text_preset)
@@ -48,6 +51,7 @@ def rank(
         max_document_length=max_document_length,
         text_preset=text_preset,
     )
+    cut_documents(encoder, chunks)
     documents = list(dataset.corpus)
     store = TokenStore.from_texts(
         [document.full_text for document in documents],
@@ -55,6 +59,7 @@ def rank(
         ids=[document.id for document in documents],
         max_length=encoder.max_document_length,
         prompt=encoder.document_prompt,
+        chunks=encoder.chunks,
     )
     with progress_bar("encoding passages", len(store), "passages") as advance:
         passages = encode_matrix(
@@ -62,7 +67,8 @@ def rank(
         )
     metric = "cosine" if encoder.layout.similarity == "cosine" else "ip"
     index = ance_fast.Index.build(passages, store.ids, metric=metric)
-    run = index.search(encoder.encode_query(list(dataset.queries.values())), k).to_run(list(dataset.queries))
+    asked = encoder.encode_query(list(dataset.queries.values()))
+    run = index.search_documents(asked, k, documents=store.chunked).to_run(list(dataset.queries))
     write_run(output, run, Path(model).name)
     result = dict(ance_fast.evaluate(run, dataset.qrels))
     if json:
