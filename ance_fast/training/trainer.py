@@ -161,6 +161,11 @@ class AnceTrainer(Trainer):
         self.seconds = {"train": 0.0, "refresh": 0.0}
         self._clock = Clock()
         self._final: dict[str, float] = {}
+        if self.examples.passages.chunks != encoder.chunks:
+            raise ConfigError(
+                f"{dataset.name}: its passages are cut by {self.examples.passages.chunks}, the encoder's by "
+                f"{encoder.chunks}; train with chunks='none' on passages that cannot be cut"
+            )
         self.sampler = run_sampler(self.examples, config, dataset.scores)
         self._data = data_identity(start, self.examples, self.held_out, self.sampler)
         self._make_batch = BatchMaker(

@@ -126,6 +126,30 @@ def test_index_from_a_corpus_and_a_file_of_queries(run: Run, model: Path, wiki: 
     assert "nprobe=64" in run("search", index, "x", "-m", model, "--params", "nprobe", status=2).stderr
 
 
+def test_documents_in_chunks_are_found_as_documents(run: Run, model: Path, wiki: Path, tmp_path: Path) -> None:
+    rules, tokens, index = ("--chunks", "ours,length=24,count=3"), tmp_path / "tokens", tmp_path / "index"
+    made = last_json(run("tokenize", wiki, "-m", model, "-o", tokens, *rules, "--num-proc", 1, "--json"))
+    assert made["documents"] == 400
+    assert made["passages"] > 400  # type: ignore[operator]
+    cosine = ("--metric", "cosine")  # by which `rank` compares for this model
+    built = last_json(run("index", tokens, "-m", model, "-o", index, *cosine, "--json"))  # cut as the store is
+    assert (built["vectors"], built["document_separator"]) == (made["passages"], "#")
+    searched = ("-m", model, "--queries", wiki, "--split", "test", "-k", 50)
+    run("search", index, *searched, "-o", tmp_path / "found.trec")
+    run("rank", wiki, "-m", model, "--split", "test", "-k", 50, *rules, "-o", tmp_path / "ranked.trec")
+    found, ranked = read_run(tmp_path / "found.trec"), read_run(tmp_path / "ranked.trec")
+    corpus = {document.id: document for document in read_beir(wiki, "test").corpus}
+    assert found.keys() == ranked.keys()
+    for query, hits in found.items():
+        assert len(hits) == 50
+        assert hits.keys() <= corpus.keys()
+        assert list(hits.values()) == pytest.approx(list(ranked[query].values()), abs=1e-4)
+    shown = last_json(run("search", index, "a river", "-m", model, "--store", tokens, "-k", 3, "--json"))
+    assert [hit["text"] for hit in shown["hits"]] == [corpus[hit["id"]].text for hit in shown["hits"]]  # type: ignore[attr-defined]
+    both = run("rank", wiki, "-m", model, "-o", "r", *rules, "--max-document-length", 24, status=2)
+    assert "leave the maximum length of passages out" in both.stderr
+
+
 def test_encode_goes_on_and_refuses_to_mix(run: Run, model: Path, wiki: Path, tmp_path: Path) -> None:
     embeddings = tmp_path / "embeddings"
     first = last_json(run("encode", wiki, "-m", model, "-o", embeddings, "--shard-rows", 150, "--json"))

@@ -103,7 +103,9 @@ def mine(
             max_document_length=max_document_length,
             text_preset=text_preset,
         )
+        _refuse_chunks(encoder.chunks is not None)
         passages = _passages(encoder, dataset, index, metric, output, times)
+        _refuse_chunks(passages.document_separator is not None)
         needs = training_needs(dataset, passages)
         encoded = _encoded(encoder.for_queries, dict(zip(needs.queries, needs.texts, strict=True)), times)
         with times.host("search"), progress_bar("mining", len(needs.queries), "queries") as advance:
@@ -132,6 +134,14 @@ def mine(
     if form == "ance" and report is None:
         print(f"microsoft/ANCE's trainer waits for ann_ndcg_{generation}: --dev-split SPLIT writes it")
     print_stages(summary, "queries")
+
+
+def _refuse_chunks(found: bool) -> None:
+    if found:
+        raise ConfigError(
+            "passages are chunks of documents here (MaxP), and mining for a file knows nothing of them; give an "
+            "encoder and an index of whole documents, or train with --chunks, which mines documents itself"
+        )
 
 
 def _form_of(output: Path) -> str:
