@@ -113,15 +113,15 @@ def _write_cache(output: Path, data: str, splits: list[str], encoder: Encoder, p
     from ance_fast.data import TokenStore, load_dataset
     from ance_fast.data.ance_cache_writer import write_ance_passages, write_ance_queries
 
-    pad = encoder.tokenizer.pad_token_id
-    write_ance_passages(output, passages, pad)
+    tower = encoder.for_queries
+    write_ance_passages(output, passages, encoder.tokenizer.pad_token_id)
     for split in splits:
         dataset = load_dataset(data, split=split)
         queries = TokenStore.of_queries(
             dataset,
             [query for query in dataset.queries if query in dataset.qrels or not dataset.qrels],
-            encoder.tokenizer,
-            max_length=encoder.max_query_length,
-            prompt=encoder.query_prompt,
+            tower.tokenizer,
+            max_length=tower.max_query_length,
+            prompt=tower.query_prompt,
         )
-        write_ance_queries(output, split, queries, dataset.qrels, passages, pad)
+        write_ance_queries(output, split, queries, dataset.qrels, passages, tower.tokenizer.pad_token_id)
