@@ -38,7 +38,7 @@ from ance_fast.data.chunks import ChunkRules
 from ance_fast.data.dataset import Dataset
 from ance_fast.data.packing import PackedBatch
 from ance_fast.errors import ArtifactError, ConfigError, DataError
-from ance_fast.evaluation import Evaluation, evaluate
+from ance_fast.evaluation import Evaluation
 from ance_fast.index import Index
 from ance_fast.models.encoder import Encoder
 from ance_fast.training.arguments import stock_arguments
@@ -47,7 +47,7 @@ from ance_fast.training.callbacks import EndCallback, ProgressCallback, tensorbo
 from ance_fast.training.candidate_sources import run_sampler
 from ance_fast.training.checkpoints import keep_newest, publish_checkpoint
 from ance_fast.training.config import AnceConfig
-from ance_fast.training.dev import DevMeasure, HeldOut
+from ance_fast.training.dev import DevMeasure, HeldOut, refuse_metrics
 from ance_fast.training.dev_candidates import read_candidates
 from ance_fast.training.examples import Examples, corpus_store, prepare
 from ance_fast.training.given_candidates import refuse_unreadable
@@ -140,7 +140,7 @@ class AnceTrainer(Trainer):
                 # Scores in training, mining and search are inner products: the checkpoint says so.
                 tower.layout = replace(tower.layout, similarity="dot")
         start = encoder.fingerprint()
-        evaluate({"q": {"d": 1.0}}, {"q": {"d": 1}}, metrics=config.metrics)  # an unknown metric is refused now
+        refuse_metrics(config.metrics, dev)
         if config.dropout is not None:
             for tower in encoder.towers:
                 tower.backbone.set_dropout(config.dropout)
@@ -155,7 +155,7 @@ class AnceTrainer(Trainer):
             for name in ("measure_every", "dev_candidates"):
                 if getattr(config, name) is not None:
                     raise ConfigError(f"{name}={getattr(config, name)!r}: there are no dev queries; pass dev=")
-        self.dev = DevMeasure(self.held_out, config.metrics, self.folder)
+        self.dev = DevMeasure(self.held_out, config.metrics, self.folder, self.examples.passages)
         self.scale = loss_scale(config.scale, encoder)
         self._progress = ProgressCallback()
         self.seconds = {"train": 0.0, "refresh": 0.0}
@@ -422,7 +422,7 @@ class AnceTrainer(Trainer):
         index = Index.load(self.folder / "index", fingerprint=self.encoder.fingerprint())
         held_out = HeldOut(dataset, self.encoder)
         run = held_out.search(self.encoder, index)
-        return run, evaluate(run, held_out.qrels, metrics=metrics or self.ance.metrics)
+        return run, held_out.evaluate(run, metrics or self.ance.metrics, self.examples.passages)
 
     # ---- what transformers.Trainer calls ----
 
