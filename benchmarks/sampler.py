@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,17 @@ def alone(queries: int, width: int) -> dict[str, float]:
     return seconds
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """Stands for a token store: the sampler asks how many rows it has, and nothing else."""
+
+    count: int
+    chunked: None = None
+
+    def __len__(self) -> int:
+        return self.count
+
+
 class Problem:
     """Lists of `width` candidates for `queries` queries of one positive each, which half of the lists contain."""
 
@@ -113,8 +125,9 @@ class Problem:
         scores = np.sort(generator.random((queries, width), dtype=np.float32), axis=1)[:, ::-1].copy()
         self.positive_scores = np.full(queries, 0.9, dtype=np.float32)
         self.table = NegativeTable(rows, scores, "index", 1, 1)
-        passages: Any = range(PASSAGES)  # the sampler asks how many there are, and nothing else
-        self.examples = Examples(passages, passages[:queries], [], np.arange(queries + 1), positives)
+        passages: Any = _Rows(PASSAGES)
+        asked: Any = _Rows(queries)
+        self.examples = Examples(passages, asked, [], np.arange(queries + 1), positives)
         self.sampler = NegativeSampler(self.examples, seed=0, count=1, config=CONFIG)
 
     def choose(self) -> NegativeTable:

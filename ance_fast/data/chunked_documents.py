@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,11 @@ import pyarrow.compute as pc
 
 from ance_fast.data.chunks import SEPARATOR
 from ance_fast.data.id_column import IdColumn
+from ance_fast.data.records import Document
 from ance_fast.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ance_fast.data.token_store import TokenStore
 
 Csr = tuple[np.ndarray, np.ndarray]
 
@@ -96,7 +101,7 @@ class ChunkedDocuments:
         """Rows of the document that has the most."""
         return int(np.diff(self.starts).max(initial=0))
 
-    def positions(self, ids: list[str]) -> np.ndarray:
+    def positions(self, ids: Sequence[str]) -> np.ndarray:
         """Number of each document id, int64 [len(ids)], -1 where unknown; ask for many at once."""
         return self.ids.positions(ids)
 
@@ -114,3 +119,27 @@ class ChunkedDocuments:
         offsets, documents = lists
         ends, rows = self.rows_of(documents, filled=False)
         return ends[offsets], rows
+
+
+@dataclass(frozen=True)
+class StoreDocuments:
+    """The documents of a token store in chunks, asked for as the rows of a store without chunks are."""
+
+    store: TokenStore
+    chunked: ChunkedDocuments
+
+    def __len__(self) -> int:
+        return len(self.chunked)
+
+    @property
+    def ids(self) -> IdColumn:
+        """Of the documents."""
+        return self.chunked.ids
+
+    def positions(self, ids: Sequence[str]) -> np.ndarray:
+        """Number of each document id, int64 [len(ids)], -1 where unknown; ask for many at once."""
+        return self.chunked.positions(ids)
+
+    def document(self, number: int) -> Document:
+        """The document of this number. Raises `IndexError`, and `ArtifactError` if texts were not kept."""
+        return self.store.document(int(self.chunked.starts[:-1][number]))

@@ -155,7 +155,8 @@ class Dataset:
     queries: id -> text, in the file's order; with judgements, only the judged ones. query_tokens: the same queries
     where others tokenised them and there are no texts. qrels: every judgement, also of documents the corpus lacks.
     negatives: query id -> ids of documents to train against. scores: query id -> document id -> score of a teacher.
-    answers: query id -> strings that answer it. split: None when no judgements were asked for.
+    answers: query id -> strings that answer it. split: None when no judgements were asked for. triples: a file of text
+    triples, which training goes through in its order; there are then no queries and judgements beside it.
     """
 
     name: str
@@ -166,6 +167,7 @@ class Dataset:
     negatives: dict[str, list[str]] | None = None
     scores: dict[str, dict[str, float]] | None = None
     query_tokens: TokenCorpus | None = None
+    triples: Path | None = None
     answers: dict[str, list[str]] | None = None
 
     def training_qrels(self, document_ids: IdTable | Collection[str]) -> Qrels:

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from ance_fast.artifacts import open_artifact
-from ance_fast.data.chunked_documents import ChunkedDocuments
+from ance_fast.data.chunked_documents import ChunkedDocuments, StoreDocuments
 from ance_fast.data.chunks import ChunkRules
 from ance_fast.data.dataset import Dataset
 from ance_fast.data.document_batches import from_arrow
@@ -284,6 +284,11 @@ class TokenStore:
             return None
         numbers = [batch.column("chunk").to_numpy() for batch in self._batches]
         return ChunkedDocuments.from_chunks(np.concatenate(numbers), self.lengths, self.ids.arrow)
+
+    @property
+    def corpus(self) -> TokenStore | StoreDocuments:
+        """What is retrieved: the documents of rows that are chunks, else the rows."""
+        return self if self.chunked is None else StoreDocuments(self, self.chunked)
 
     def document(self, row: int) -> Document:
         """The document of a row, or of which it is a chunk. Raises `IndexError`, and `ArtifactError` if texts were not

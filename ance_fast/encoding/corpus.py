@@ -307,8 +307,8 @@ def _check_store(encoder: Encoder, store: TokenStore) -> None:
         )
     if store.chunks != encoder.chunks:
         raise ArtifactError(
-            f"{store}: its documents are cut by {store.chunks}, this encoder's by {encoder.chunks}; tokenize the corpus "
-            "again, or change the encoder with set_chunks (--chunks)"
+            f"{store}: its documents are cut by {store.chunks}, this encoder's by {encoder.chunks}; tokenize the "
+            "corpus again, or change the encoder with set_chunks (--chunks)"
         )
     if store.max_length > int(encoder.layout.max_seq_length or store.max_length):
         raise ConfigError(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ance_fast.artifacts import open_artifact, staged_artifact
-from ance_fast.data.chunked_documents import DocumentGroups, NamedGroups, groups_by_id
+from ance_fast.data.chunked_documents import DocumentGroups, groups_by_id
 from ance_fast.errors import ArtifactError, ConfigError
 from ance_fast.index import factory as factories
 from ance_fast.index import memory
@@ -43,8 +43,8 @@ class Index:
         factory, metric, dim: as built.
         fingerprint: of the encoder that made the vectors, None if not told.
         ids: the document ids, `IdTable`.
-        document_separator: where rows are chunks, what stands between a document's id and the chunk's in `ids`; embedding
-            shards say so, others may be told by setting it. None: each row is a document.
+        document_separator: where rows are chunks, what stands between a document's id and the chunk's in `ids`;
+            embedding shards say so, `set_documents` does for others. None: each row is a document.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Index:
         self.dim = dim
         self.fingerprint = fingerprint
         self.document_separator = document_separator
-        self._documents: tuple[IdTable, str, NamedGroups] | None = None
+        self._documents: tuple[IdTable, DocumentGroups] | None = None
 
     @classmethod
     def build(
@@ -310,6 +310,15 @@ class Index:
             scores, positions = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
         return SearchResult(*padded(scores, positions, k), self.ids)
 
+    def set_documents(self, separator: str | None, documents: DocumentGroups | None = None) -> None:
+        """Say that rows are chunks of documents, which `search_documents` and a saved index then know.
+
+        separator: what stands between a document's id and the chunk's; None: each row is a document. documents: what it
+        comes to, where that is known already.
+        """
+        self.document_separator = separator
+        self._documents = None if documents is None else (self.ids, documents)
+
     def search_documents(
         self,
         query_embeddings: Any,
@@ -432,15 +441,13 @@ class Index:
     def __repr__(self) -> str:
         return f"Index({self.factory}, {self.metric}, {len(self)} x {self.dim}, {self.backend})"
 
-    def _groups(self) -> NamedGroups | None:
+    def _groups(self) -> DocumentGroups | None:
         """The documents of the rows as they are now."""
         if self.document_separator is None:
             return None
-        known = self._documents
-        if known is None or known[0] is not self.ids or known[1] != self.document_separator:
-            known = self.ids, self.document_separator, groups_by_id(self.ids.arrow, self.document_separator)
-            self._documents = known
-        return known[2]
+        if self._documents is None or self._documents[0] is not self.ids:
+            self._documents = self.ids, groups_by_id(self.ids.arrow, self.document_separator)
+        return self._documents[1]
 
     def _checked_source(self, embeddings: Any) -> VectorSource:
         source = vector_source(embeddings)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ance_fast.data.chunked_documents import StoreDocuments
 from ance_fast.data.token_store import TokenStore
 from ance_fast.errors import DataError
 from ance_fast.evaluation.answer_match import AnswerWords, words_of
@@ -25,17 +26,17 @@ class AnswerMatch:
     distinct passage is read and cut into words once a call.
     """
 
-    def __init__(self, passages: TokenStore, answers: Mapping[int, list[str]]) -> None:
+    def __init__(self, passages: TokenStore | StoreDocuments, answers: Mapping[int, list[str]]) -> None:
         self._passages = passages
         self._answers = dict(answers)
         # Queries without answers have no number of their own: there may be far more of them.
         self._asked = np.array(sorted(self._answers), dtype=np.int64)
         self._words: AnswerWords | None = None
 
-    def __getstate__(self) -> tuple[TokenStore, dict[int, list[str]]]:
+    def __getstate__(self) -> tuple[TokenStore | StoreDocuments, dict[int, list[str]]]:
         return self._passages, self._answers
 
-    def __setstate__(self, state: tuple[TokenStore, dict[int, list[str]]]) -> None:
+    def __setstate__(self, state: tuple[TokenStore | StoreDocuments, dict[int, list[str]]]) -> None:
         AnswerMatch.__init__(self, *state)
 
     def digest(self) -> bytes:
@@ -76,4 +77,4 @@ def read_answers(path: str, examples: Examples) -> AnswerMatch:
             answers[row_of[query]] = some
     if not answers:
         raise DataError(f"{path}:1: no answers to a training query: another split, or another form of id?")
-    return AnswerMatch(examples.passages, answers)
+    return AnswerMatch(examples.corpus, answers)

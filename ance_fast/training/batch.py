@@ -22,6 +22,10 @@ class TrainingBatch:
     The distinct texts lie in `chunks`, longest first; for two towers passages first, and a chunk is for one of them.
     `places` int64 [B + N]: which of them each query, then each passage, is.
 
+    Where passages are documents in chunks, passage n has the texts B + row_starts[n] .. B + row_starts[n + 1] - 1 of
+    `places` int64 [B + chunks]; `encoded_rows` are the rows of the token store they come from and `most_chunks` is a
+    bound on those of one document. Else `row_starts` is None, and they are the passages.
+
     positive int64 [B] and negatives int64 [B, H] (-1: none) index the N passages; `passage_rows` int64 [N] are their
     rows in the corpus; `known` (offsets, rows) lists all positives of each query.
     """
@@ -33,6 +37,14 @@ class TrainingBatch:
     positive: np.ndarray
     negatives: np.ndarray
     known: tuple[np.ndarray, np.ndarray]
+    row_starts: np.ndarray | None = None
+    chunk_rows: np.ndarray | None = None
+    most_chunks: int = 1
+
+    @property
+    def encoded_rows(self) -> np.ndarray:
+        """The rows of the token store that passages are encoded from, int64."""
+        return self.passage_rows if self.chunk_rows is None else self.chunk_rows
 
     @property
     def negative_rows(self) -> np.ndarray:
@@ -72,7 +84,8 @@ class BatchMaker:
         """The batch of query indices int64 [B], which may repeat, with positives [B] and negatives [B, H] (int64 rows,
         -1: none)."""
         passages = np.unique(np.concatenate([positive, negatives[negatives >= 0]]))
-        texts, which = np.unique(np.concatenate([queries + self._first_query, passages]), return_inverse=True)
+        starts, rows = self.examples.rows_of(passages)
+        texts, which = np.unique(np.concatenate([queries + self._first_query, rows]), return_inverse=True)
         chunks = self._chunks(texts)
         place = np.empty(len(texts), dtype=np.int64)
         place[np.concatenate([chunk.rows for chunk in chunks])] = np.arange(len(texts))
@@ -84,6 +97,9 @@ class BatchMaker:
             positive=np.searchsorted(passages, positive),
             negatives=np.where(negatives >= 0, np.searchsorted(passages, negatives), -1),
             known=self.examples.positives_of(queries),
+            row_starts=starts,
+            chunk_rows=None if starts is None else rows,
+            most_chunks=1 if self.examples.documents is None else self.examples.documents.most,
         )
 
     def _chunks(self, texts: np.ndarray) -> list[PackedBatch]:

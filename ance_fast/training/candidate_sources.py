@@ -152,12 +152,12 @@ def run_sampler(
     something else.
     """
     config, files, topk = SamplerConfig.parse(settings.sampler), settings.candidates, settings.topk
-    contents = content_ids(examples.passages) if config.contents else None
+    contents = _contents(examples) if config.contents else None
     documents = None
     if settings.documents is not None:
-        documents = documents_by_file(settings.documents, examples.passages)
+        documents = documents_by_file(settings.documents, examples.corpus)
     elif settings.document_separator is not None:
-        documents = documents_by_id(settings.document_separator, examples.passages)
+        documents = documents_by_id(settings.document_separator, examples.corpus)
     pairs = {name: read_pairs(path, examples) for name, path in files.items()}
     listed = {*config.sources, settings.start}
     most = int(np.diff(examples.positive_offsets).max(initial=0))
@@ -198,7 +198,7 @@ def look_ahead(view: View, examples: Examples, seed: int, *, generation: int, st
     """The passages nearest to one of the query's positives, drawn anew each generation (Sun et al., EMNLP 2022)."""
     chosen = choose_positives(examples, view.queries, seed=seed, step=generation)
     view.freshen(chosen)
-    rows, scores = view.search(view.rows(chosen), examples.positives_of(view.queries))
+    rows, scores = view.search(view.closest(chosen), examples.positives_of(view.queries))
     return NegativeTable(rows.astype(np.int32), scores.astype(np.float32), "look-ahead", generation, step)
 
 
@@ -209,7 +209,7 @@ def random_candidates(
     without scores (NaN)."""
     every = np.arange(len(examples)) if queries is None else queries
     hashes = counter_hash(seed, generation, every[:, None], -2, np.arange(count))
-    rows = (hashes % np.uint64(len(examples.passages))).astype(np.int32)
+    rows = (hashes % np.uint64(len(examples.corpus))).astype(np.int32)
     return NegativeTable(rows, np.full(rows.shape, np.nan, dtype=np.float32), "random", generation, step)
 
 
@@ -229,11 +229,22 @@ def _check_teacher(teacher: ScoredPairs | None, examples: Examples, config: Samp
     pairs = examples.pairs
     missing = pairs[~np.isfinite(teacher.of(pairs[:, 0], pairs[:, 1]))]
     if len(missing):
-        query, document = examples.queries.ids[int(missing[0, 0])], examples.passages.ids[int(missing[0, 1])]
+        query, document = examples.queries.ids[int(missing[0, 0])], examples.corpus.ids[int(missing[0, 1])]
         raise DataError(
             f"{where}: no score of query {query!r} with its positive {document!r} ({len(missing)} of {len(pairs)} "
             "positives have none); the sampler compares candidates with them"
         )
+
+
+def _contents(examples: Examples) -> np.ndarray:
+    rows, documents = content_ids(examples.passages), examples.documents
+    if documents is None:
+        return rows
+    starts = documents.starts
+    hashes = counter_hash(np.arange(len(rows)) - starts[documents.numbers], rows)
+    with np.errstate(over="ignore"):
+        sums = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(hashes, dtype=np.uint64)])
+        return (sums[starts[1:]] - sums[starts[:-1]]).view(np.int64)
 
 
 def content_ids(store: TokenStore) -> np.ndarray:

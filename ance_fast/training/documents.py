@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import pyarrow.compute as pc
 
+from ance_fast.data.chunked_documents import StoreDocuments, groups_by_id
 from ance_fast.data.text_lines import read_columns
 from ance_fast.data.token_store import TokenStore
-from ance_fast.errors import ConfigError, DataError
+from ance_fast.errors import DataError
 
 
-def documents_by_file(path: str, passages: TokenStore) -> np.ndarray:
+def documents_by_file(path: str, passages: TokenStore | StoreDocuments) -> np.ndarray:
     """A number for each passage, int64 [passages], equal where a file of lines `passage <tab> document` says so.
 
     A passage that the file lacks is a document by itself. Raises `DataError` with file and line for a line of another
@@ -33,14 +33,9 @@ def documents_by_file(path: str, passages: TokenStore) -> np.ndarray:
     return found
 
 
-def documents_by_id(separator: str, passages: TokenStore) -> np.ndarray:
+def documents_by_id(separator: str, passages: TokenStore | StoreDocuments) -> np.ndarray:
     """A number for each passage, int64 [passages], equal where ids are up to the last `separator`: "doc7#0", "doc7#1".
 
     An id without it is a document's own. Raises `ConfigError` if no id holds it.
     """
-    ids = passages.ids.arrow
-    if not pc.any(pc.match_substring(ids, separator)).as_py():
-        raise ConfigError(f"document_separator={separator!r}: no passage id holds it, such as {passages.ids[0]!r}")
-    documents = pc.list_element(pc.split_pattern(ids, separator, max_splits=1, reverse=True), 0)
-    numbers: np.ndarray = pc.index_in(documents, value_set=pc.unique(documents)).to_numpy()
-    return numbers.astype(np.int64)
+    return groups_by_id(passages.ids.arrow, separator).numbers

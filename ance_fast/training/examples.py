@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ance_fast.data.chunked_documents import ChunkedDocuments, StoreDocuments
 from ance_fast.data.dataset import Dataset
 from ance_fast.data.token_store import TokenStore
 from ance_fast.errors import DataError
@@ -20,7 +21,10 @@ from ance_fast.training.ranks import ALONE, Ranks
 class Examples:
     """Training queries and the passages they are about.
 
-    Query i's positives are `positive_rows[positive_offsets[i] : positive_offsets[i + 1]]`, ascending rows of `passages`
+    Where `passages` holds documents in chunks, what is relevant, negative or retrieved is a document and never a chunk:
+    a row number then is the number of a document, of `corpus`.
+
+    Query i's positives are `positive_rows[positive_offsets[i] : positive_offsets[i + 1]]`, ascending rows of `corpus`
     (both int64). `texts[i]` is its text, which only lexical retrieval needs; there are none of a data set of tokens.
     `given` holds the negatives the data set brings: (query index, passage row) pairs, int64 [m, 2], or None.
     `judgements`: what is known of other passages. `triples`: int [T, 3] query index, positive row, negative row, where
@@ -39,6 +43,21 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.queries)
+
+    @property
+    def documents(self) -> ChunkedDocuments | None:
+        """Which rows of `passages` are chunks of which document; None where a passage is a row."""
+        return self.passages.chunked
+
+    @property
+    def corpus(self) -> TokenStore | StoreDocuments:
+        """The passages, or the documents they are chunks of: its length, ids and texts."""
+        return self.passages if self.documents is None else StoreDocuments(self.passages, self.documents)
+
+    def rows_of(self, passages: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
+        """The rows of the token store that these (int64) are encoded from, and as offsets int64 [len(passages) + 1]
+        whose they are; None where each has one."""
+        return (None, passages) if self.documents is None else self.documents.rows_of(passages)
 
     @property
     def pairs(self) -> np.ndarray:
@@ -67,7 +86,8 @@ def prepare(
     judged: Sequence[Grades] = (),
     last_positive: bool = False,
 ) -> Examples:
-    """Tokenise the corpus once into the store `path` and the training queries into memory.
+    """Tokenise the corpus once into the store `path`, in chunks if the encoder has them, and the training queries into
+    memory.
 
     `judged`: judgements of the same queries beside the data set's own, by which false negatives are counted.
     `last_positive`: of a query's positives the last in the file of judgements counts, and the others as any passage.
@@ -78,31 +98,18 @@ def prepare(
     Raises `DataError` when no query has a known positive, or when every passage is a positive of some query and of no
     use as a negative (a corpus of one passage).
     """
-    max_length, prompt = max_document_length or encoder.max_document_length, encoder.document_prompt
-    built: list[TokenStore] = []  # a store cannot be sent: every process maps the files itself
-
-    def build() -> None:
-        store = TokenStore.build(
-            dataset.corpus,
-            encoder.tokenizer,
-            path,
-            max_length=max_length,
-            prompt=prompt,
-            num_proc=num_proc,
-            show_progress=show_progress,
-            replace=replace,
-        )
-        built.append(store)
-
-    def opened() -> None:
-        if not built:
-            kept = {"tokenizer": encoder.tokenizer, "max_length": max_length, "prompt": prompt}
-            built.append(TokenStore.open(path, **kept, verify=False))
-
-    ranks.first(build)
-    ranks.each(opened)
-    (passages,) = built
-    qrels = dataset.training_qrels(passages.ids)
+    passages = corpus_store(
+        dataset,
+        encoder,
+        path,
+        max_length=max_document_length,
+        num_proc=num_proc,
+        show_progress=show_progress,
+        replace=replace,
+        ranks=ranks,
+    )
+    corpus = passages.corpus
+    qrels = dataset.training_qrels(corpus.ids)
     positives = {
         query: sorted(document for document, grade in judged.items() if grade > 0)
         for query, judged in qrels.items()
@@ -111,8 +118,8 @@ def prepare(
     if last_positive:
         positives = {query: _last_positive(qrels[query]) for query in positives}
     ids = [query for query in dataset.queries if positives.get(query)]
-    if len(passages) < 2:
-        raise DataError(f"{dataset.name}: the corpus has {len(passages)} passage; negatives need at least 2")
+    if len(corpus) < 2:
+        raise DataError(f"{dataset.name}: the corpus has {len(corpus)} passage; negatives need at least 2")
     texts = [] if dataset.query_tokens is not None else [dataset.queries[query] for query in ids]
     queries = TokenStore.of_queries(
         dataset,
@@ -122,7 +129,7 @@ def prepare(
         prompt=encoder.query_prompt,
     )
     counts = [len(positives[query]) for query in ids]
-    rows = passages.positions([document for query in ids for document in positives[query]])
+    rows = corpus.positions([document for query in ids for document in positives[query]])
     owner = np.repeat(np.arange(len(ids)), counts)
     rows = rows[np.lexsort((rows, owner))]
     pairs = np.stack([owner, rows], axis=1)
@@ -132,10 +139,50 @@ def prepare(
         texts,
         np.concatenate([[0], np.cumsum(counts)]),
         rows,
-        _given(dataset, ids, passages),
-        find_judgements(ids, passages, pairs, [dataset.qrels, *judged], count=len(passages)),
+        _given(dataset, ids, corpus),
+        find_judgements(ids, corpus, pairs, [dataset.qrels, *judged], count=len(corpus)),
         answers=_answers(dataset, ids),
     )
+
+
+def corpus_store(
+    dataset: Dataset,
+    encoder: Encoder,
+    path: Path,
+    *,
+    max_length: int | None = None,
+    num_proc: int = 1,
+    show_progress: bool = False,
+    replace: bool = True,
+    ranks: Ranks = ALONE,
+) -> TokenStore:
+    """The corpus tokenised into the store `path`: the first of `ranks` builds it, the others open it."""
+    max_length, prompt = max_length or encoder.max_document_length, encoder.document_prompt
+    built: list[TokenStore] = []  # a store cannot be sent: every process maps the files itself
+
+    def build() -> None:
+        store = TokenStore.build(
+            dataset.corpus,
+            encoder.tokenizer,
+            path,
+            max_length=max_length,
+            prompt=prompt,
+            chunks=encoder.chunks,
+            num_proc=num_proc,
+            show_progress=show_progress,
+            replace=replace,
+        )
+        built.append(store)
+
+    def opened() -> None:
+        if not built:
+            kept = {"tokenizer": encoder.tokenizer, "max_length": max_length, "prompt": prompt}
+            built.append(TokenStore.open(path, **kept, chunks=encoder.chunks, verify=False))
+
+    ranks.first(build)
+    ranks.each(opened)
+    (store,) = built
+    return store
 
 
 def _last_positive(grades: Mapping[str, int]) -> list[str]:
@@ -146,10 +193,10 @@ def _answers(dataset: Dataset, ids: list[str]) -> dict[int, list[str]] | None:
     return None if dataset.answers is None else {row: dataset.answers.get(query, []) for row, query in enumerate(ids)}
 
 
-def _given(dataset: Dataset, ids: list[str], passages: TokenStore) -> np.ndarray | None:
+def _given(dataset: Dataset, ids: list[str], corpus: TokenStore | StoreDocuments) -> np.ndarray | None:
     if not dataset.negatives:
         return None
     pairs = [(i, document) for i, query in enumerate(ids) for document in dataset.negatives.get(query, [])]
-    rows = passages.positions([document for _, document in pairs])
+    rows = corpus.positions([document for _, document in pairs])
     owners = np.fromiter((i for i, _ in pairs), dtype=np.int64, count=len(pairs))
     return np.stack([owners, rows], axis=1)[rows >= 0]

@@ -79,7 +79,7 @@ def pairs_of(examples: Examples, run: Mapping[str, Mapping[str, float]]) -> Scor
     ids = list(examples.queries.ids)
     lists = [run.get(query, {}) for query in ids]
     owners = np.repeat(np.arange(len(ids)), np.array([len(documents) for documents in lists], dtype=np.int64))
-    rows = examples.passages.positions([document for documents in lists for document in documents])
+    rows = examples.corpus.positions([document for documents in lists for document in documents])
     scores = np.fromiter((s for documents in lists for s in documents.values()), dtype=np.float64, count=len(rows))
     known = rows >= 0
     return ScoredPairs.ordered(owners[known], rows[known], scores[known])
@@ -132,7 +132,7 @@ def read_pairs(path: str | Path, examples: Examples) -> ScoredPairs:
             "another split, or another form of id?"
         )
     ids = list(documents)
-    rows = examples.passages.positions(ids)[np.asarray(codes)]
+    rows = examples.corpus.positions(ids)[np.asarray(codes)]
     known = rows >= 0
     if not known.any():
         raise DataError(
@@ -161,10 +161,10 @@ def read_pairs(path: str | Path, examples: Examples) -> ScoredPairs:
 
 def bm25_table(examples: Examples, topk: int) -> NegativeTable:
     """The best `topk` of every training query by BM25 over the corpus, positives left out."""
-    passages = examples.passages
-    texts = (passages.document(row).full_text for row in range(len(passages)))
+    corpus = examples.corpus
+    texts = (corpus.document(row).full_text for row in range(len(corpus)))
     most = int(np.diff(examples.positive_offsets).max())
-    found = Bm25.build(texts, passages.ids).search(examples.texts, min(topk + most, len(passages)))
+    found = Bm25.build(texts, corpus.ids).search(examples.texts, min(topk + most, len(corpus)))
     return mined_table(examples, found.positions, found.scores, "bm25", 0, 0).top(topk)
 
 

@@ -10,6 +10,7 @@ from torch.distributed import ProcessGroup
 from ance_fast.models.encoder import Encoder
 from ance_fast.ops import contrastive_loss, pairwise_loss
 from ance_fast.training.batch import TrainingBatch
+from ance_fast.training.max_passage import contrastive_max_loss, pairwise_max_loss
 
 
 def loss_scale(scale: float | None, encoder: Encoder) -> float:
@@ -20,7 +21,8 @@ def loss_scale(scale: float | None, encoder: Encoder) -> float:
 def batch_loss(
     kind: str, embeddings: Tensor, batch: TrainingBatch, scale: float, group: ProcessGroup | None = None
 ) -> Tensor:
-    """Scalar loss of a batch whose `embeddings` [B + N, dim] are its B queries and then its N distinct passages.
+    """Scalar loss of a batch whose `embeddings` [B + N, dim] are its B queries and then its N distinct passages, or all
+    chunks of them, of which the best for a query stands for the passage.
 
     "pairwise": ANCE's softplus(scale * (q.n - q.p)) on a query's own negatives. "contrastive": InfoNCE over all N
     passages, with every known positive of a query but the chosen one masked. Of several processes, the `group`, each
@@ -29,6 +31,10 @@ def batch_loss(
     """
     device = embeddings.device
     queries, passages = embeddings[: batch.num_queries], embeddings[batch.num_queries :]
+    if batch.row_starts is not None:
+        if kind == "pairwise":
+            return pairwise_max_loss(queries, passages, batch, scale)
+        return contrastive_max_loss(queries, passages, batch, scale, group)
     positive = torch.as_tensor(batch.positive, device=device)
     if kind == "pairwise":
         negative = torch.as_tensor(batch.negatives, device=device)

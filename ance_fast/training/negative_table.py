@@ -169,7 +169,7 @@ def mined_table(
 ) -> NegativeTable:
     """Turn search results (rows int [queries, K], best first, -1 past the end) into candidates: positives removed."""
     pairs = examples.pairs
-    corpus = len(examples.passages)
+    corpus = len(examples.corpus)
     keys = np.arange(len(rows))[:, None] * corpus + rows
     positive = np.isin(keys, pairs[:, 0] * corpus + pairs[:, 1])
     keep = (rows >= 0) & ~positive

@@ -71,8 +71,8 @@ class NegativeSampler:
         self.count = count
         self.config = config or SamplerConfig()
         for name, groups in (("documents", documents), ("contents", contents)):
-            if groups is not None and groups.shape != (len(examples.passages),):
-                raise ConfigError(f"{name} has shape {groups.shape}, the corpus {len(examples.passages)} passages")
+            if groups is not None and groups.shape != (len(examples.corpus),):
+                raise ConfigError(f"{name} has shape {groups.shape}, the corpus {len(examples.corpus)} passages")
         self.documents = None if documents is None else np.ascontiguousarray(documents, dtype=np.int64)
         self.contents = None if contents is None else np.ascontiguousarray(contents, dtype=np.int64)
 
@@ -120,7 +120,7 @@ class NegativeSampler:
             lists,
             positives,
             queries=wanted,
-            passages=len(self.examples.passages),
+            passages=len(self.examples.corpus),
             documents=self.documents,
             contents=self.contents,
             rank_min=config.rank_min,
@@ -252,7 +252,7 @@ def draw_negatives(
         None if table.log_weights is None else np.ascontiguousarray(table.log_weights, dtype=np.float32),
         np.ascontiguousarray(queries, dtype=np.int64),
         (examples.positive_offsets, examples.positive_rows),
-        passages=len(examples.passages),
+        passages=len(examples.corpus),
         documents=documents,
         contents=contents,
         seed=_unsigned(seed),

@@ -19,12 +19,14 @@ import numpy as np
 import torch
 
 from ance_fast.crash_points import crash_point
+from ance_fast.data.chunks import SEPARATOR
 from ance_fast.encoding import encode_spans
 from ance_fast.encoding.budget import default_budget
 from ance_fast.errors import ConfigError, DataError
 from ance_fast.index import Index
 from ance_fast.index.factory import is_flat
 from ance_fast.training.candidate_sources import list_width, view_candidates
+from ance_fast.training.chunk_scores import list_scores
 from ance_fast.training.config import AnceConfig
 from ance_fast.training.generations import Generation, newest_before
 from ance_fast.training.measures import judged_candidates, probe_batches, probe_losses
@@ -97,7 +99,11 @@ class RollingRefresh:
         """By the step at which each passage was encoded."""
         if self.state is None:
             return np.zeros(0, dtype=np.int64)
-        return step - self.state.versions[passages].astype(np.int64)
+        offsets, rows = self._parts.examples.rows_of(passages)
+        versions = self.state.versions[rows].astype(np.int64)
+        if offsets is not None and len(passages):
+            versions = np.minimum.reduceat(versions, offsets[:-1])  # a document is as old as its oldest chunk
+        return step - versions
 
     def interval(self) -> dict[str, float]:
         """Hardness of the lists, what was filtered, what they kept of the query's previous one, the seconds it took."""
@@ -137,7 +143,8 @@ class RollingRefresh:
     def _make_state(self) -> ResidentState:
         encoder, examples, sampler = self._parts.encoder, self._parts.examples, self._parts.sampler
         config, count = sampler.config, len(examples.passages)
-        shape = len(examples), list_width(config, sampler.tables, topk=self._parts.config.topk, corpus=count)
+        topk, corpus = self._parts.config.topk, len(examples.corpus)
+        shape = len(examples), list_width(config, sampler.tables, topk=topk, corpus=corpus)
         centred = config.scores == "centred" and config.needs_scores
         state = ResidentState(
             matrix=torch.zeros(count, encoder.dim, device=encoder.device),
@@ -151,6 +158,8 @@ class RollingRefresh:
         )
         # It sees every later change of the matrix.
         self._index = Index.over(state.matrix, examples.passages.ids.arrow, check=False)
+        if examples.documents is not None:
+            self._index.set_documents(SEPARATOR, examples.documents)
         return state
 
     def _keep_start_lists(self) -> None:
@@ -185,9 +194,9 @@ class RollingRefresh:
         self.state.versions[rows] = step
 
     def _encode_stale(self, rows: np.ndarray, step: int) -> None:
-        """By the current weights, those of `rows` (any shape, -1 for none) that are not yet."""
+        """By the current weights, those of the passages `rows` (any shape, -1 for none) that are not yet."""
         assert self.state is not None
-        rows = np.unique(rows[rows >= 0]).astype(np.int64)
+        _, rows = self._parts.examples.rows_of(np.unique(rows[rows >= 0]).astype(np.int64))
         self._encode_rows(rows[self.state.versions[rows] < step], step)
 
     def _hot_rows(self, step: int) -> np.ndarray:
@@ -197,7 +206,7 @@ class RollingRefresh:
         if not most:
             return np.zeros(0, dtype=np.int64)
         recent = self.state.candidates[self.state.mined >= max(0, step - RECENT_STEPS)]
-        rows = np.unique(recent[recent >= 0]).astype(np.int64)
+        _, rows = self._parts.examples.rows_of(np.unique(recent[recent >= 0]).astype(np.int64))
         rows = rows[self.state.versions[rows] < step]
         return np.sort(rows[np.argsort(self.state.versions[rows], kind="stable")[:most]])
 
@@ -233,10 +242,11 @@ class RollingRefresh:
         assert self.state is not None
         assert self._index is not None
         parts, config, state, index = self._parts, self._parts.config, self.state, self._index
-        depth = min(rerank or config.topk, len(parts.examples.passages))
+        depth, documents = min(rerank or config.topk, len(parts.examples.corpus)), parts.examples.documents
 
         def search(vectors: torch.Tensor, excluded: Csr) -> tuple[np.ndarray, np.ndarray]:
-            found = index.search(vectors.cpu().numpy(), depth, exclude_positions=excluded)
+            hidden = excluded if documents is None else documents.all_rows(excluded)
+            found = index.search_documents(vectors.cpu().numpy(), depth, exclude_positions=hidden)
             if rerank is None:
                 return found.positions, found.scores
             rows, scores = self._reranked(vectors, found.positions, step)
@@ -252,15 +262,20 @@ class RollingRefresh:
 
         tower = parts.encoder.for_queries
         vectors = tower.encode_tokens(parts.examples.queries, queries, batch_tokens=self._budget())
-        return View(queries, vectors, state.matrix, search, centre, freshen)
+        # Chunks past a document's end can be found, but do not count in a loss.
+        exact = documents is None or bool((documents.filled == np.diff(documents.starts)).all())
+        return View(queries, vectors, state.matrix, search, centre, freshen, exact=exact, documents=documents)
 
     def _reranked(self, queries: torch.Tensor, rows: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
         """`rows` [n, L] in the order of scores with vectors of the current weights, which stay in the matrix."""
         assert self.state is not None
         self._encode_stale(rows, step)
-        matrix = self.state.matrix
-        found = matrix[torch.from_numpy(rows.clip(min=0)).to(matrix.device)]
-        scores = torch.einsum("nd,nkd->nk", queries, found).cpu().numpy()
+        matrix, documents = self.state.matrix, self._parts.examples.documents
+        if documents is None:
+            found = matrix[torch.from_numpy(rows.clip(min=0)).to(matrix.device)]
+            scores = torch.einsum("nd,nkd->nk", queries, found).cpu().numpy()
+        else:
+            scores = list_scores(queries, matrix, rows, documents)
         scores[rows < 0] = -np.inf
         order = np.lexsort((rows, -scores), axis=1)
         return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
@@ -270,7 +285,7 @@ class RollingRefresh:
         positives = self._parts.examples.positives_of(view.queries)
         config = self._parts.sampler.config
         raw = lists.sources == ("index",) and (config.scores == "inner_product" or not config.needs_scores)
-        products = lists.scores if raw else view.inner_products(lists.candidates)
+        products = lists.scores if raw and view.exact else view.inner_products(lists.candidates)
         best = np.maximum.reduceat(view.positive_products(positives), positives[0][:-1])
         margin = (best[:, None] - products)[lists.candidates >= 0]
         self._interval.add("margin", margin)

@@ -13,12 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from ance_fast.crash_points import crash_point
+from ance_fast.data.chunked_documents import ChunkedDocuments
 from ance_fast.errors import ConfigError
 from ance_fast.models.encoder import Encoder
+from ance_fast.training.chunk_scores import list_scores
 from ance_fast.training.examples import Examples
 from ance_fast.training.generations import Generation, newest_before
 from ance_fast.training.negatives import NegativeTable
 from ance_fast.training.new_generation import new_generation
+from ance_fast.training.refresh import corpus_index
 from ance_fast.training.refresher import RunParts
 from ance_fast.training.staleness import overlap
 from ance_fast.training.start import start_table
@@ -46,9 +49,14 @@ class SyncRefresh:
             parts = self._parts
             table = start_table(parts.config, parts.encoder, parts.examples, parts.sampler, parts.ranks)
             self._swap(Generation(parts.encoder.fingerprint(), table))
-        if step not in self._steps:
+        if step not in self._steps | self._parts.measured:
             return None
         started = time.monotonic()
+        if step not in self._steps:
+            report = self._measure(step)
+            seconds = time.monotonic() - started
+            self.seconds += seconds
+            return {**report, "seconds_measure": seconds}
         report = self._refresh(step)
         seconds = time.monotonic() - started
         self.seconds += seconds
@@ -94,6 +102,13 @@ class SyncRefresh:
         self._swap(replace(generation, table=replace(generation.table, metrics={**report, **generation.metrics})))
         return {"generation": float(generation.number), **report, **generation.metrics}
 
+    def _measure(self, step: int) -> dict[str, float]:
+        """The dev queries by the current weights, when nothing else needs a corpus encoded."""
+        parts, index = self._parts, None
+        if parts.dev.needs_index:
+            index = corpus_index(parts.encoder, parts.examples, parts.config, parts.ranks, parts.dev.passages)
+        return parts.ranks.first(lambda: parts.dev(parts.encoder, index, step))
+
     def _swap(self, generation: Generation) -> None:
         # Published first: what a checkpoint was trained on has to be there when the run is taken up from it.
         parts = self._parts
@@ -137,15 +152,19 @@ def probed_overlap(
     width = table.candidates.shape[1]
     sample = np.random.default_rng(seed).permutation(len(examples))[:queries]
     candidates = table.candidates[sample].astype(np.int64)
-    rows = np.unique(candidates[candidates >= 0])
-    if width == 0 or not len(rows):
+    found = np.unique(candidates[candidates >= 0])
+    if width == 0 or not len(found):
         return 1.0
-    passages = encoder.encode_tokens(examples.passages, rows).cpu().numpy()
-    scores = np.einsum(
-        "nd,nkd->nk",
-        encoder.for_queries.encode_tokens(examples.queries, sample).cpu().numpy(),
-        passages[np.searchsorted(rows, candidates.clip(min=rows[0]))],
-    )
+    offsets, rows = examples.rows_of(found)
+    passages = encoder.encode_tokens(examples.passages, rows).cpu()
+    asked = encoder.for_queries.encode_tokens(examples.queries, sample).cpu()
+    places = np.where(candidates >= 0, np.searchsorted(found, candidates), -1)
+    if offsets is None:
+        scores = np.einsum("nd,nkd->nk", asked.numpy(), passages.numpy()[places])
+    else:
+        # The encoded chunks alone, numbered anew.
+        few = ChunkedDocuments(offsets, np.diff(offsets), examples.corpus.ids)
+        scores = list_scores(asked, passages, places, few)
     scores[candidates < 0] = -np.inf
     order = np.lexsort((candidates, -scores), axis=1)
     return float(overlap(candidates, np.take_along_axis(candidates, order, axis=1)).mean())

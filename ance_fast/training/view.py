@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ance_fast.index.factory import is_flat
+from ance_fast.data.chunked_documents import ChunkedDocuments
+from ance_fast.training.chunk_scores import BLOCK_NUMBERS, closest_chunks, list_scores, pair_scores
 from ance_fast.training.examples import Examples
 from ance_fast.training.refresh import Snapshot
 
-# Gathered passages of a block of queries: 64 MB as float32.
-BLOCK_NUMBERS = 16 * 1024 * 1024
 TILE_ROWS = 65_536
 
 Csr = tuple[np.ndarray, np.ndarray]
@@ -30,7 +29,8 @@ class View:
     """Some queries and the whole corpus, encoded.
 
     queries: int64 [n], which of the examples. vectors: float32 [n, dim] of these, passages: float32 [N, dim], on one
-    device.
+    device. documents: whose chunks these N are; what is called passages below are then documents, each scored by its
+    best chunk.
     search: (vectors float32 [m, dim], excluded rows of each) -> rows int64 [m, K], scores float32 [m, K]: the nearest
         passages, best first, -1 and -inf past the end.
     centre: makes the mean passage, float32 [dim].
@@ -45,13 +45,23 @@ class View:
     centre: Callable[[], Tensor]
     freshen: Callable[[np.ndarray], None] = lambda rows: None
     exact: bool = True
+    documents: ChunkedDocuments | None = None
 
     def rows(self, rows: np.ndarray) -> Tensor:
         """The vectors of these passages; of row 0 where there is none."""
         return self.passages[torch.from_numpy(rows.astype(np.int64).clip(min=0)).to(self.passages.device)]
 
+    def closest(self, passages: np.ndarray) -> Tensor:
+        """A vector of each query's passage, int64 [n]: of a document, that of the chunk closest to the query."""
+        if self.documents is None:
+            return self.rows(passages)
+        every = np.arange(len(passages))
+        return self.rows(closest_chunks(self.vectors, self.passages, every, passages, self.documents))
+
     def inner_products(self, candidates: np.ndarray) -> np.ndarray:
         """Of each query and its candidates (rows [n, K], -1 past the end): float32 [n, K], NaN past the end."""
+        if self.documents is not None:
+            return list_scores(self.vectors, self.passages, candidates, self.documents)
         scores = np.full(candidates.shape, np.nan, dtype=np.float32)
         block = max(1, BLOCK_NUMBERS // max(1, candidates.shape[1] * self.passages.shape[1]))
         for start in range(0, len(candidates), block):
@@ -63,7 +73,10 @@ class View:
     def positive_products(self, positives: Csr) -> np.ndarray:
         """Inner product of each query and each of its positives, float32 [P] in their order."""
         offsets, rows = positives
-        owner = torch.from_numpy(np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))).to(self.vectors.device)
+        owners = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+        if self.documents is not None:
+            return pair_scores(self.vectors, self.passages, owners, rows, self.documents)
+        owner = torch.from_numpy(owners).to(self.vectors.device)
         return _by_tiles(lambda part: (self.vectors[owner[part]] * self.rows(rows[part])).sum(dim=1), len(rows))
 
     def on_scale(
@@ -79,6 +92,12 @@ class View:
         if scale == "centred":
             centre = (self.vectors * self.centre()).sum(dim=1).cpu().numpy()
             return products - centre[:, None], positive - centre[owner]
+        if scale == "cosine" and self.documents is not None:
+            given = self.vectors, self.passages
+            return (
+                list_scores(*given, candidates, self.documents, cosine=True),
+                pair_scores(*given, owner, rows, self.documents, cosine=True),
+            )
         if scale == "cosine":
             queries = _by_tiles(lambda part: _lengths(self.vectors[part]), len(self.vectors))
             lengths = self._passage_lengths(np.concatenate([candidates.ravel(), rows]))
@@ -106,8 +125,16 @@ def snapshot_view(snapshot: Snapshot, examples: Examples, *, topk: int, queries:
 
     vectors = snapshot.queries if queries is None else snapshot.queries[queries]
     asked = np.arange(len(examples)) if queries is None else queries
-    exact = is_flat(snapshot.index.factory)
-    return View(asked, torch.from_numpy(vectors), torch.from_numpy(snapshot.passages), search, centre, exact=exact)
+    passages = torch.from_numpy(snapshot.passages)
+    return View(
+        asked,
+        torch.from_numpy(vectors),
+        passages,
+        search,
+        centre,
+        exact=snapshot.exact,
+        documents=snapshot.documents,
+    )
 
 
 def _lengths(vectors: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def test_k_documents_come_by_their_best_chunk_whatever_the_number_of_chunks(
     vectors = random.integers(-2, 3, (len(names), 4)).astype(np.float32)
     asked = random.integers(-2, 3, (queries, 4)).astype(np.float32)
     index = Index.build(vectors, names, device="cpu")
-    index.document_separator = "#"
+    index.set_documents("#")
     hidden = [set(random.choice(len(names), random.integers(0, len(names)), replace=False)) for _ in range(queries)]
     lists = (
         np.cumsum([0, *map(len, hidden)]),
@@ -65,7 +65,7 @@ def test_the_lists_of_some_queries_are_taken_out_in_their_order() -> None:
 def test_an_index_remembers_that_its_rows_are_chunks_and_notices_that_they_change(tmp_path: Path) -> None:
     vectors = np.eye(4, dtype=np.float32)
     index = Index.build(vectors, ["a#0", "a#1", "b#0", "b#1"], device="cpu")
-    index.document_separator = "#"
+    index.set_documents("#")
     index.save(tmp_path / "chunks")
     index = Index.load(tmp_path / "chunks", device="cpu")
     assert index.document_separator == "#"
@@ -85,7 +85,7 @@ def test_an_index_of_whole_documents_is_searched_as_it_is_unless_it_is_told_of_o
     index = Index.build(vectors, ["a-0", "a-1", "b"], device="cpu")
     assert index.search_documents(vectors[1], 2).ids == [["a-1", "a-0"]]
     assert index.search_documents(vectors[1], 2, documents=groups_by_id(index.ids.arrow, "-")).ids == [["a", "b"]]
-    index.document_separator = "#"
+    index.set_documents("#")
     with pytest.raises(ConfigError, match="document_separator='#': no passage id holds it, such as 'a-0'"):
         index.search_documents(vectors[1], 2)
 
@@ -97,6 +97,6 @@ def test_an_approximate_index_finds_k_documents_too() -> None:
     # One document owns the neighbourhood of the query.
     vectors[:30] = vectors[0] * 3
     index = Index.build(vectors, names, factory="IVF4,Flat", device="cpu")
-    index.document_separator = "#"
+    index.set_documents("#")
     found = index.search_documents(vectors[0], 5, params={"nprobe": 4})
     assert list(found.to_run(["q"])["q"]) == list(by_hand(vectors @ vectors[0], names, set(), 5))

@@ -16,6 +16,8 @@ from ance_fast.training.examples import Examples
 class _Rows:
     """Stands for a token store where only the number of rows matters."""
 
+    chunked = None
+
     def __init__(self, count: int) -> None:
         self.count = count
 

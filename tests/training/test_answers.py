@@ -23,7 +23,7 @@ from ance_fast.training.examples import Examples
 
 def store(*texts: str) -> Any:
     """Stands for a token store where only texts matter."""
-    return SimpleNamespace(document=lambda row: SimpleNamespace(text=texts[row]))
+    return SimpleNamespace(chunked=None, document=lambda row: SimpleNamespace(text=texts[row]))
 
 
 def test_a_title_is_not_looked_at_and_only_asked_queries_read_passages() -> None:

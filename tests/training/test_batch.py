@@ -21,6 +21,8 @@ CORPUS = 12
 class _Texts:
     """Stands for a token store: text i is so many times the token `first + i`."""
 
+    chunked = None
+
     def __init__(self, lengths: list[int], first: int) -> None:
         self.shards: list[Shard] = [ragged([[first + i] * length for i, length in enumerate(lengths)])]
         self.count = len(lengths)

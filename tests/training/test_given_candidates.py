@@ -31,6 +31,8 @@ from ance_fast.training.given_candidates import (
 class _Ids:
     """Stands for a token store where only ids matter."""
 
+    chunked = None
+
     def __init__(self, ids: list[str]) -> None:
         self.ids = ids
 

@@ -52,6 +52,8 @@ def index(
     if on_disk and (factory != "Flat" or dtype is not None):
         raise ConfigError("--on-disk searches the embeddings as they are: it goes with Flat, and without --dtype")
     if model is None:
+        if text_preset is not None:
+            raise ConfigError("--text-preset is for the tokens of a corpus: it goes with --model CHECKPOINT")
         if Path(embeddings).is_file():
             raise ConfigError(f"{embeddings}: not a folder of embeddings; a corpus goes with --model CHECKPOINT")
         refuse_missing_folder(embeddings)
