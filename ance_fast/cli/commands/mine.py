@@ -107,7 +107,7 @@ def mine(
         passages = _passages(encoder, dataset, index, metric, output, times)
         _refuse_chunks(passages.document_separator is not None)
         needs = training_needs(dataset, passages)
-        encoded = _encoded(encoder.for_queries, dict(zip(needs.queries, needs.texts, strict=True)), times)
+        encoded = _encoded(encoder.for_queries, dataset, needs.queries, times)
         with times.host("search"), progress_bar("mining", len(needs.queries), "queries") as advance:
             found = mine_for_training(
                 needs,
@@ -188,7 +188,7 @@ def _passages(
     return Index.over(shards, metric=metric or "ip", fingerprint=fingerprint)
 
 
-def _encoded(tower: Encoder, queries: dict[str, str], times: StageTimes) -> Any:
+def _encoded(tower: Encoder, dataset: Dataset, queries: list[str], times: StageTimes) -> Any:
     from ance_fast.data import TokenStore
     from ance_fast.encoding import encode_matrix
     from ance_fast.encoding.budget import default_budget
@@ -196,10 +196,10 @@ def _encoded(tower: Encoder, queries: dict[str, str], times: StageTimes) -> Any:
     from ance_fast.progress import progress_bar
 
     with times.host("tokenise"):
-        tokens = TokenStore.from_texts(
-            list(queries.values()),
+        tokens = TokenStore.of_queries(
+            dataset,
+            queries,
             tower.tokenizer,
-            ids=list(queries),
             max_length=tower.max_query_length,
             prompt=tower.query_prompt,
         )
@@ -212,7 +212,7 @@ def _encoded(tower: Encoder, queries: dict[str, str], times: StageTimes) -> Any:
 def _measured(encoder: Encoder, dev: Dataset, index: Index, times: StageTimes) -> float:
     from ance_fast.evaluation import evaluate
 
-    encoded = _encoded(encoder.for_queries, dict(dev.queries), times)
+    encoded = _encoded(encoder.for_queries, dev, list(dev.queries), times)
     with times.host("search"):
         run = index.search(encoded, 100).to_run(list(dev.queries))
     return float(evaluate(run, dev.qrels, metrics=["nDCG@10"])["nDCG@10"])
