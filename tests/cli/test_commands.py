@@ -199,6 +199,39 @@ def test_train_search_and_evaluate(run: Run, model: Path, wiki: Path, tmp_path: 
     assert bm25["nDCG@10"] > again["nDCG@10"]  # type: ignore[operator]
 
 
+def test_a_warm_up_on_triples_and_then_triples_of_the_index(run: Run, model: Path, wiki: Path, tmp_path: Path) -> None:
+    file = tmp_path / "triples.tsv"
+    file.write_text("a river\tThe Nile is a river.\tA fox.\na fox\tA fox.\tA war.\n", encoding="utf-8")
+    common = ("--batch-size", 4, "--max-document-length", 16, "--loss", "pairwise", "--optimizer", "lamb")
+    warm_up = ("train", f"triples:{file}", "-m", model, "-o", tmp_path / "warm-up", "--max-steps", 2, *common)
+    assert "--dev-data says which" in run(*warm_up, "--dev-split", "dev", status=2).stderr
+    assert "not order='queries'" in run(*warm_up, "--order", "queries", status=2).stderr
+    dev = ("--dev-data", wiki, "--dev-split", "dev", "--test-split", "test", "--measure-every", 1, "--json")
+    result = last_json(run(*warm_up, *dev))
+    assert set(result["dev"]) >= {"nDCG@10", "RR@10"}  # type: ignore[arg-type]
+    assert set(result["test"]) >= {"nDCG@10", "RR@10"}  # type: ignore[arg-type]
+    lines = (tmp_path / "warm-up" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines if "eval_RR@10" in line] == [1, 2]
+    order = (
+        "--order",
+        "triples",
+        "--query-chunks",
+        2,
+        "--triples-per-query",
+        2,
+        "--positives",
+        "last",
+        "--start",
+        "index",
+    )
+    rate = ("--warmup", "refresh", "--warmup-steps", 1, "--lr-scheduler", "cosine", "--max-grad-norm", 2)
+    encoder = tmp_path / "warm-up" / "final"
+    steps = ("--max-steps", 3, "--refresh-every", 2, "--max-query-length", 8)
+    shown = run("train", wiki, "-m", encoder, "-o", tmp_path / "run", *common, *order, *rate, *steps)
+    assert "Search it" in shown.stdout
+    assert len(list((tmp_path / "run" / "generations").iterdir())) == 2
+
+
 def test_mined_negatives_are_trained_on_evaluated_and_handed_over(
     run: Run, model: Path, wiki: Path, tmp_path: Path
 ) -> None:
