@@ -60,6 +60,7 @@ def build_text_triples(
     max_document_length: int,
     query_prompt: str = "",
     document_prompt: str = "",
+    query_tokenizer: Any = None,
     num_proc: int = 1,
     show_progress: bool = False,
     replace: bool = True,
@@ -68,6 +69,7 @@ def build_text_triples(
 
     What is there is opened without reading the file, if it was made from this file (path, size and time of its last
     change) by the same tokenizer, lengths and prompts. Without `replace` anything else that is there is refused.
+    query_tokenizer: for queries; None: `tokenizer` is for both.
 
     Raises `DataError` with file and line for lines that are no triple, and for a file without any; `ArtifactError` as
     `TokenStore.build`.
@@ -75,7 +77,11 @@ def build_text_triples(
     folder = Path(folder)
     settings = {
         "passages": {"tokenizer": tokenizer, "max_length": max_document_length, "prompt": document_prompt},
-        "train_queries": {"tokenizer": tokenizer, "max_length": max_query_length, "prompt": query_prompt},
+        "train_queries": {
+            "tokenizer": tokenizer if query_tokenizer is None else query_tokenizer,
+            "max_length": max_query_length,
+            "prompt": query_prompt,
+        },
     }
     source = _source(Path(path))
     try:

@@ -92,8 +92,8 @@ class Encoder(nn.Module):
         max_document_length: int | None = None,
         text_preset: str | None = None,
     ) -> Encoder:
-        """Load a checkpoint (folder or hub id) of Hugging Face, sentence-transformers, microsoft/ANCE, castorini or
-        SEED-Encoder (`docs/checkpoints.md`; a tar too).
+        """Load a checkpoint (folder or hub id) of Hugging Face, sentence-transformers, microsoft/ANCE, castorini, DPR
+        or SEED-Encoder (`docs/checkpoints.md`; a tar or DPR's file too).
 
         `dtype`: "auto" is float32 on the CPU (half precision is slower there) and float16 on CUDA. `attention`:
         "packed" runs without padding, "padded" with it, "auto" packs when the model supports it. `pooling` (mean,
@@ -468,7 +468,7 @@ class Encoder(nn.Module):
             self._write_tower(folder)
             return
         for tower, route in ((self, "document"), (self.query_encoder, "query")):
-            (folder / route).mkdir()
+            (folder / route).mkdir(exist_ok=True)
             tower._write_tower(folder / route)
         write_routes(folder)
 

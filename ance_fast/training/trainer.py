@@ -12,7 +12,8 @@ What the stock trainer does (optimizer, schedule, accumulation, mixed precision,
 
 Files under `output_dir`: `passages/` token store, `generations/step-*` with the negatives of each,
 `checkpoints/step-*`, `best/` and `final/` encoders, `index/` of the final encoder, `metrics.jsonl`, `negatives.jsonl`
-(which negatives each batch had), `tensorboard/`, `config.json`, `report.html`, `worker.log` of a second process.
+(which negatives each batch had), `tensorboard/`, `config.json`, `report.html`, `worker.log` of a second process. With a
+file of triples also `train_queries/` and `triples/`, and `dev_passages/`, the corpus of the dev queries.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ from ance_fast.training.examples import Examples, corpus_store, prepare
 from ance_fast.training.given_candidates import refuse_unreadable
 from ance_fast.training.grad_cache import GradCache, check_strategy
 from ance_fast.training.judgements import Grades
-from ance_fast.training.lamb import Lamb
+from ance_fast.training.lamb import Lamb, check_whole_tensors, lamb_ratios
 from ance_fast.training.losses import batch_loss, loss_scale
 from ance_fast.training.modes import MODES
 from ance_fast.training.negative_log import NegativeLog
@@ -161,6 +162,11 @@ class AnceTrainer(Trainer):
         self.seconds = {"train": 0.0, "refresh": 0.0}
         self._clock = Clock()
         self._final: dict[str, float] = {}
+        if self.examples.passages.chunks != encoder.chunks:
+            raise ConfigError(
+                f"{dataset.name}: its passages are cut by {self.examples.passages.chunks}, the encoder's by "
+                f"{encoder.chunks}; train with chunks='none' on passages that cannot be cut"
+            )
         self.sampler = run_sampler(self.examples, config, dataset.scores)
         self._data = data_identity(start, self.examples, self.held_out, self.sampler)
         self._make_batch = BatchMaker(
@@ -190,6 +196,8 @@ class AnceTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         if config.encode_tokens is not None:
             check_strategy(self.args, self.accelerator.distributed_type.value)
+        if config.optimizer == "lamb":
+            check_whole_tensors(self.accelerator.distributed_type.value)
         self.remove_callback(PrinterCallback)
         # The first to be told of the end, while trackers are still open for the last numbers.
         self.callback_handler.callbacks.insert(0, EndCallback(self._finish))
@@ -425,6 +433,7 @@ class AnceTrainer(Trainer):
         if "loss" in logs:
             logs = {**logs, **self.refresher.interval(), **self.negative_log.interval()}
             logs["seconds_interval"] = self._clock.interval()
+            logs |= lamb_ratios(self.optimizer)
         if "generation" in logs:
             logs = {**logs, **self.negative_log.generation()}
         super().log(logs, start_time)
@@ -437,7 +446,7 @@ class AnceTrainer(Trainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        rate = self.ance.rate_schedule(self.steps_per_epoch, len(self.examples))
+        rate = self.ance.rate_schedule(self.steps_per_epoch, len(self.examples), self.ranks.size)
         if rate is None or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
         target = optimizer if optimizer is not None else self.optimizer
@@ -476,6 +485,8 @@ class AnceTrainer(Trainer):
         keep_newest(target.parent, self.ance.save_total_limit)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.args.should_save:  # the stock trainer asks every rank
+            return
         folder = Path(output_dir or self.folder / "final")
         folder.mkdir(parents=True, exist_ok=True)
         self.encoder.write(folder)

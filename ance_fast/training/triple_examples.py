@@ -44,6 +44,7 @@ def prepare_triples(
             max_document_length=encoder.max_document_length,
             query_prompt=encoder.query_prompt,
             document_prompt=encoder.document_prompt,
+            query_tokenizer=encoder.for_queries.tokenizer,
             num_proc=config.num_proc,
             show_progress=show_progress,
             replace=replace,

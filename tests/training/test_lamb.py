@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ance_fast.errors import ConfigError
-from ance_fast.training.lamb import Lamb
+from ance_fast.training.lamb import Lamb, check_whole_tensors, lamb_ratios
 
 
 def original(
@@ -126,6 +128,18 @@ def test_norms_say_what_each_tensor_was_scaled_by() -> None:
     )
 
 
+def test_what_is_logged_sums_up_the_ratios_and_is_nothing_for_another_optimizer() -> None:
+    params, grads = problem(7)
+    optimizer = Lamb(params, lr=0.0)
+    assert lamb_ratios(optimizer) == {}
+    run(optimizer, params, grads[:1])
+    ratios = optimizer.norms()["trust_ratio"].tolist()
+    logged = lamb_ratios(SimpleNamespace(optimizer=optimizer))
+    wanted = {"trust_ratio": sum(ratios) / 5, "trust_ratio_min": min(ratios), "trust_ratio_max": max(ratios)}
+    assert logged == pytest.approx(wanted, rel=1e-5)
+    assert lamb_ratios(torch.optim.SGD(params, lr=1.0)) == {}
+
+
 def test_a_run_that_is_taken_up_again_makes_the_same_steps_bit_for_bit() -> None:
     whole, grads = problem(11, torch.float32)
     run(Lamb(whole, lr=1e-2), whole, grads)
@@ -164,6 +178,12 @@ def test_no_step_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_settings_that_cannot_hold_are_refused(rule: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Lamb([torch.zeros(2, requires_grad=True)], **rule)
+
+
+@pytest.mark.parametrize(("distributed", "refused"), [("NO", False), ("MULTI_GPU", False), ("FSDP", True)])
+def test_strategies_that_split_tensors_are_refused(distributed: str, refused: bool) -> None:
+    with pytest.raises(ConfigError, match=distributed) if refused else nullcontext():
+        check_whole_tensors(distributed)
 
 
 def test_a_sparse_gradient_is_refused() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import BertModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import BertModel, BertTokenizer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ance_fast import Encoder, load_dataset
 from ance_fast.training import AnceConfig, AnceTrainer
@@ -20,6 +20,7 @@ from ance_fast.training.batch import BatchMaker
 from ance_fast.training.generations import Generation
 from ance_fast.training.negative_table import NegativeTable
 from ance_fast.training.refresh_worker import Worker
+from ance_fast.training.triple_examples import prepare_triples
 from ance_fast.training.worker_link import WorkerLink
 from ance_fast.training.worker_messages import Job, Request
 
@@ -155,6 +156,30 @@ def test_a_chunk_is_of_one_tower_and_every_text_is_in_one(model: Path, data: Pat
 
     assert texts(apart.chunks, apart.places) == texts(together.chunks, together.places)
     assert all(chunk.num_tokens <= 30 for chunk in apart.chunks)
+
+
+def test_queries_are_tokenised_by_the_query_towers_own_tokenizer(model: Path, data: Path, tmp_path: Path) -> None:
+    encoder = Encoder.load(str(model), "cpu")
+    words = encoder.tokenizer.get_vocab()
+    special = len(encoder.tokenizer.all_special_ids)
+    other = {word: row if row < special else len(words) - 1 - row + special for word, row in words.items()}
+    assert encoder.query_encoder is not None
+    encoder.query_encoder.tokenizer = BertTokenizer(vocab=other, model_max_length=80)
+    config = AnceConfig(output_dir=str(tmp_path / "run"), **SETTINGS)
+    dataset = load_dataset(str(data), split="train")
+    examples = AnceTrainer(encoder, dataset, config, dev=load_dataset(str(data), split="dev")).examples
+    texts = list(dataset.queries.values())
+    triples = tmp_path / "triples.tsv"
+    triples.write_text("".join(f"{text}\tsession folder\trandom weights\n" for text in texts))
+    config = AnceConfig(output_dir=str(tmp_path / "triples"), order="triples", refresh="none")
+    from_triples = prepare_triples(triples, encoder, config)
+    for name, tokenizer, rows, expected in (
+        ("queries", encoder.query_encoder.tokenizer, examples.queries, texts),
+        ("queries of triples", encoder.query_encoder.tokenizer, from_triples.queries, list(dict.fromkeys(texts))),
+        ("passages of triples", encoder.tokenizer, from_triples.passages, ["session folder", "random weights"]),
+    ):
+        wanted = tokenizer(expected, truncation=True, max_length=12)["input_ids"]
+        assert [rows.tokens(row).tolist() for row in range(len(rows))] == wanted, name
 
 
 class _Interrupt(TrainerCallback):
