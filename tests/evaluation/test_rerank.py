@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from ance_fast.cli.main import app
 from ance_fast.data import ChunkRules, Document, TokenStore, read_run
 from ance_fast.encoding import encode_matrix
-from ance_fast.errors import DataError
+from ance_fast.errors import ConfigError, DataError
 from ance_fast.evaluation.rerank import rerank
 from ance_fast.models import Encoder
 
@@ -125,5 +125,7 @@ def test_the_command_takes_bm25s_passages_with_their_texts(
         vector = loaded.encode_query(QUERIES[query], normalize_embeddings=True)
         others = loaded.encode_document([TEXTS[f"d{number}"] for number in (1, 2, 3)], normalize_embeddings=True)
         assert sorted(scores.values()) == pytest.approx(sorted((others @ vector).tolist())[1:], rel=1e-5)
+    with pytest.raises(ConfigError, match="unknown metric 'magic'"):
+        rank(f"top1000:{file}", "--metrics", "magic")
     assert "3 queries; nothing to measure by" in rank(f"top1000:{file}")
     assert [len(scores) for scores in read_run(tmp_path / "out.trec").values()] == [3, 3, 3]
