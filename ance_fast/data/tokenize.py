@@ -96,6 +96,12 @@ class CalledEncoder:
             cut = len(ids) == self.max_length and self._whole_length(text) > len(ids)
             yield self.rules.cut(list(ids), self.max_length), cut
 
+    def rows(self, texts: Sequence[str]) -> list[list[int]]:
+        """The same token ids, without looking whether texts were cut: that takes a second call of some tokenizers."""
+        cut = {"truncation": True, "max_length": self.max_length} if self.rules.ends else {"verbose": False}
+        rows = self.tokenizer(list(texts), **cut)["input_ids"]
+        return [self.rules.cut(list(ids), self.max_length) for ids in rows]
+
     def _whole_length(self, text: str) -> int:
         return len(self.tokenizer(text, verbose=False)["input_ids"])
 
@@ -141,7 +147,7 @@ def text_encoder(tokenizer: Any, max_length: int) -> TextEncoder:
         rules=rules,
     )
     # A subclass may do more in Python than its serialised form says.
-    if [ids for ids, _ in fast.ids(_PROBES)] != [ids for ids, _ in called.ids(_PROBES)]:
+    if [ids for ids, _ in fast.ids(_PROBES)] != called.rows(_PROBES):
         logger.warning("%s differs from its serialised form: it is called directly, slower", type(tokenizer).__name__)
         return called
     return fast

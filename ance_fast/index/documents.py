@@ -19,6 +19,8 @@ from ance_fast.index.vectors import as_array
 if TYPE_CHECKING:
     from ance_fast.index.index import Index
 
+# Queries whose chunks are in memory at once: enough for searches that gain from many, some hundred MB at k = 200.
+BLOCK_QUERIES = 16_384
 # Chunks of a document among the best of a query, on average: what is fetched at first.
 FIRST_FACTOR = 2
 
@@ -63,15 +65,14 @@ def best_documents(
     scores = np.full((queries, k), -np.inf, dtype=np.float32)
     found = np.full((queries, k), -1, dtype=np.int64)
     enough = min(k * max(1, documents.most), rows)
-    waiting, depth = np.arange(queries), min(FIRST_FACTOR * k, enough)
-    while len(waiting) and depth:
-        values, hits = nearest(waiting, depth)
-        scores[waiting], found[waiting] = padded(*collapsed(values, hits, documents.numbers, k), k)
-        # A list with an end has all there is.
-        short = (found[waiting, -1] < 0) & (hits[:, -1] >= 0)
-        if depth >= enough:
-            break
-        waiting, depth = waiting[short], min(2 * depth, enough)
+    for first in range(0, queries, BLOCK_QUERIES):
+        waiting, depth = np.arange(first, min(first + BLOCK_QUERIES, queries)), min(FIRST_FACTOR * k, enough)
+        while len(waiting) and depth:
+            values, hits = nearest(waiting, depth)
+            scores[waiting], found[waiting] = padded(*collapsed(values, hits, documents.numbers, k), k)
+            # A list with an end has all there is.
+            short = (found[waiting, -1] < 0) & (hits[:, -1] >= 0)
+            waiting, depth = (waiting[short], min(2 * depth, enough)) if depth < enough else (waiting[:0], depth)
     return scores, found
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from ance_fast.data.ance_files import AnnTrainingData
 from ance_fast.data.dataset import Dataset
 from ance_fast.data.records import Document, Query
+from ance_fast.data.token_corpus import TokenCorpus
 from ance_fast.data.training_jsonl import TrainingRow, write_jsonl
 from ance_fast.data.trec import Run
 from ance_fast.errors import DataError
@@ -113,23 +114,44 @@ def write_training_jsonl(path: Path, found: TrainingNegatives, *, scores: bool =
 def as_ance(found: TrainingNegatives, *, seed: int = 42) -> AnnTrainingData:
     """Lines for microsoft/ANCE, one for each (query, positive), shuffled by `seed`.
 
-    A query's offset is its place among the queries of `needs`, a passage's its row in the data set's corpus. Queries
-    without negatives are left out: its trainer cannot read their lines.
+    A query's offset is its place among the queries of `needs`, a passage's its row in the data set's corpus; of a data
+    set of microsoft/ANCE's own, both are the numbers of its records. Queries without negatives are left out: its
+    trainer cannot read their lines.
     """
-    place = np.full(len(found.index), -1, dtype=np.int64)
-    for row, (number, _) in _documents(found).items():
-        place[row] = number
+    place, numbers = _places(found), np.arange(len(found.needs.queries))
+    if found.needs.dataset.query_tokens is not None:
+        numbers = found.needs.dataset.query_tokens.ids.positions(found.needs.queries)
     offsets, own = found.needs.positives
     owner = np.repeat(np.arange(len(found.needs.queries)), np.diff(offsets))
     counts = (found.mined.rows >= 0).sum(axis=1)
     lines = np.random.default_rng(seed).permutation(np.flatnonzero(counts[owner] > 0))
     rows = found.mined.rows[owner[lines]]
     return AnnTrainingData(
-        owner[lines],
+        numbers[owner[lines]],
         place[own[lines]],
         np.concatenate([[0], np.cumsum(counts[owner[lines]])]).astype(np.int64),
         place[rows[rows >= 0]],
     )
+
+
+def _places(found: TrainingNegatives) -> np.ndarray:
+    """The place in the corpus of each row of the index that is a positive or a negative, int64; -1 for the others."""
+    corpus = found.needs.dataset.corpus
+    place = np.full(len(found.index), -1, dtype=np.int64)
+    if isinstance(corpus, TokenCorpus):
+        wanted = _wanted(found)
+        names = found.index.ids.take(wanted)
+        place[wanted] = corpus.ids.positions(names)
+        _refuse_missing(found, [name for name, row in zip(names, wanted, strict=True) if place[row] < 0])
+    else:
+        for row, (number, _) in _documents(found).items():
+            place[row] = number
+    return place
+
+
+def _wanted(found: TrainingNegatives) -> np.ndarray:
+    rows = found.mined.rows
+    return np.unique(np.concatenate([found.needs.positives[1], rows[rows >= 0]]))
 
 
 def _rows(found: TrainingNegatives, documents: dict[int, Document], scores: bool) -> Iterator[TrainingRow]:
@@ -148,18 +170,20 @@ def _rows(found: TrainingNegatives, documents: dict[int, Document], scores: bool
 
 def _documents(found: TrainingNegatives) -> dict[int, tuple[int, Document]]:
     """Row of the index -> (place in the corpus, document), of all positives and negatives."""
-    rows = found.mined.rows
-    wanted = np.unique(np.concatenate([found.needs.positives[1], rows[rows >= 0]]))
+    wanted = _wanted(found)
     names = dict(zip(found.index.ids.take(wanted), wanted.tolist(), strict=True))
     documents = {
         names[document.id]: (place, document)
         for place, document in enumerate(found.needs.dataset.corpus)
         if document.id in names
     }
-    if len(documents) < len(names):
-        missing = next(name for name, row in names.items() if row not in documents)
-        raise DataError(
-            f"{found.needs.dataset.corpus.path}: has no document {missing!r}, which the index has "
-            f"({len(names) - len(documents)} such); it was made from another corpus"
-        )
+    _refuse_missing(found, [name for name, row in names.items() if row not in documents])
     return documents
+
+
+def _refuse_missing(found: TrainingNegatives, names: list[str]) -> None:
+    if names:
+        raise DataError(
+            f"{found.needs.dataset.corpus.path}: has no document {names[0]!r}, which the index has "
+            f"({len(names)} such); it was made from another corpus"
+        )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ance_fast.training.config import AnceConfig
+    from ance_fast.training.lamb import Lamb
     from ance_fast.training.negatives import NegativeSampler, NegativeTable
     from ance_fast.training.sampler_config import SamplerConfig
     from ance_fast.training.trainer import AnceTrainer
@@ -15,12 +16,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "AnceConfig": "config",
     "AnceTrainer": "trainer",
+    "Lamb": "lamb",
     "NegativeSampler": "negatives",
     "NegativeTable": "negatives",
     "SamplerConfig": "sampler_config",
 }
 
-__all__ = ["AnceConfig", "AnceTrainer", "NegativeSampler", "NegativeTable", "SamplerConfig"]
+__all__ = ["AnceConfig", "AnceTrainer", "Lamb", "NegativeSampler", "NegativeTable", "SamplerConfig"]
 
 
 def __getattr__(name: str) -> Any:

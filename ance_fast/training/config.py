@@ -221,14 +221,15 @@ class AnceConfig:
         first = None if self.first_refresh is None else steps_of(self.first_refresh, steps_per_epoch, "first_refresh")
         return self.schedule(steps_per_epoch).steps(self.max_steps, first)[: self.max_refreshes]
 
-    def rate_schedule(self, steps_per_epoch: int, queries: int) -> RateSchedule | None:
+    def rate_schedule(self, steps_per_epoch: int, queries: int, processes: int = 1) -> RateSchedule | None:
         """The learning rate of a run on so many training queries; None where the stock trainer's is meant."""
         if self.warmup == "once" and self.lr_scheduler != "cosine" and self.schedule_steps is None:
             return None
         starts, horizons = [0], [self.schedule_steps or self.max_steps]
         if self.warmup == "refresh":
             starts += self.refresh_steps(steps_per_epoch)
-            horizons = [len(self.queries_of(number, queries)) for number in range(len(starts))]
+            counts = [len(self.queries_of(number, queries)) for number in range(len(starts))]
+            horizons = [count // processes * processes for count in counts]
         return RateSchedule(self.lr_scheduler, self.rise, LOWEST / self.learning_rate, starts, horizons)
 
     @property

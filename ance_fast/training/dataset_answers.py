@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ance_fast.errors import DataError
+from ance_fast.evaluation.answer_match import words_of
 from ance_fast.training.answers import AnswerMatch, read_answers
 from ance_fast.training.examples import Examples
 
@@ -18,8 +19,9 @@ def chosen_answers(setting: str | None, examples: Examples) -> AnswerMatch | Non
         return None
     if setting != DATASET:
         return read_answers(setting, examples)
-    given = {row: [one for one in some if one.strip()] for row, some in (examples.answers or {}).items()}
+    # One without a word would be in every passage.
+    given = {row: [one for one in some if words_of(one)] for row, some in (examples.answers or {}).items()}
     given = {row: some for row, some in given.items() if some}
     if not given:
         raise DataError('answers="dataset": the data set brings no answers; name a file of them')
-    return AnswerMatch(examples.passages, given)
+    return AnswerMatch(examples.corpus, given)

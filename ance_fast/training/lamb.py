@@ -112,6 +112,15 @@ class Lamb(Optimizer):
         torch._foreach_add_(params, steps, alpha=-group["lr"])
 
 
+def check_whole_tensors(distributed: str) -> None:
+    """Raise `ConfigError` where processes hold parts of tensors: `distributed` is accelerate's name of the strategy."""
+    if distributed != "NO" and not distributed.startswith("MULTI_"):
+        raise ConfigError(
+            f"optimizer='lamb' takes the length of whole tensors, and {distributed} may split them; use one process or "
+            "DistributedDataParallel"
+        )
+
+
 def lamb_ratios(optimizer: Any) -> dict[str, float]:
     """Mean, least and greatest trust ratio of the last step, as "trust_ratio", "..._min", "..._max", of an optimizer or
     what wraps it; nothing for another than LAMB, and before its first step."""

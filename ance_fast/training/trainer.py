@@ -12,7 +12,8 @@ What the stock trainer does (optimizer, schedule, accumulation, mixed precision,
 
 Files under `output_dir`: `passages/` token store, `generations/step-*` with the negatives of each,
 `checkpoints/step-*`, `best/` and `final/` encoders, `index/` of the final encoder, `metrics.jsonl`, `negatives.jsonl`
-(which negatives each batch had), `tensorboard/`, `config.json`, `report.html`, `worker.log` of a second process.
+(which negatives each batch had), `tensorboard/`, `config.json`, `report.html`, `worker.log` of a second process. With a
+file of triples also `train_queries/` and `triples/`, and `dev_passages/`, the corpus of the dev queries.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from ance_fast.data.chunks import ChunkRules
 from ance_fast.data.dataset import Dataset
 from ance_fast.data.packing import PackedBatch
 from ance_fast.errors import ArtifactError, ConfigError, DataError
-from ance_fast.evaluation import Evaluation, evaluate
+from ance_fast.evaluation import Evaluation
 from ance_fast.index import Index
 from ance_fast.models.encoder import Encoder
 from ance_fast.training.arguments import stock_arguments
@@ -47,13 +48,13 @@ from ance_fast.training.callbacks import EndCallback, ProgressCallback, tensorbo
 from ance_fast.training.candidate_sources import run_sampler
 from ance_fast.training.checkpoints import keep_newest, publish_checkpoint
 from ance_fast.training.config import AnceConfig
-from ance_fast.training.dev import DevMeasure, HeldOut
+from ance_fast.training.dev import DevMeasure, HeldOut, refuse_metrics
 from ance_fast.training.dev_candidates import read_candidates
 from ance_fast.training.examples import Examples, corpus_store, prepare
 from ance_fast.training.given_candidates import refuse_unreadable
 from ance_fast.training.grad_cache import GradCache, check_strategy
 from ance_fast.training.judgements import Grades
-from ance_fast.training.lamb import Lamb, lamb_ratios
+from ance_fast.training.lamb import Lamb, check_whole_tensors, lamb_ratios
 from ance_fast.training.losses import batch_loss, loss_scale
 from ance_fast.training.modes import MODES
 from ance_fast.training.negative_log import NegativeLog
@@ -140,7 +141,7 @@ class AnceTrainer(Trainer):
                 # Scores in training, mining and search are inner products: the checkpoint says so.
                 tower.layout = replace(tower.layout, similarity="dot")
         start = encoder.fingerprint()
-        evaluate({"q": {"d": 1.0}}, {"q": {"d": 1}}, metrics=config.metrics)  # an unknown metric is refused now
+        refuse_metrics(config.metrics, dev)
         if config.dropout is not None:
             for tower in encoder.towers:
                 tower.backbone.set_dropout(config.dropout)
@@ -155,12 +156,17 @@ class AnceTrainer(Trainer):
             for name in ("measure_every", "dev_candidates"):
                 if getattr(config, name) is not None:
                     raise ConfigError(f"{name}={getattr(config, name)!r}: there are no dev queries; pass dev=")
-        self.dev = DevMeasure(self.held_out, config.metrics, self.folder)
+        self.dev = DevMeasure(self.held_out, config.metrics, self.folder, self.examples.passages)
         self.scale = loss_scale(config.scale, encoder)
         self._progress = ProgressCallback()
         self.seconds = {"train": 0.0, "refresh": 0.0}
         self._clock = Clock()
         self._final: dict[str, float] = {}
+        if self.examples.passages.chunks != encoder.chunks:
+            raise ConfigError(
+                f"{dataset.name}: its passages are cut by {self.examples.passages.chunks}, the encoder's by "
+                f"{encoder.chunks}; train with chunks='none' on passages that cannot be cut"
+            )
         self.sampler = run_sampler(self.examples, config, dataset.scores)
         self._data = data_identity(start, self.examples, self.held_out, self.sampler)
         self._make_batch = BatchMaker(
@@ -190,6 +196,8 @@ class AnceTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         if config.encode_tokens is not None:
             check_strategy(self.args, self.accelerator.distributed_type.value)
+        if config.optimizer == "lamb":
+            check_whole_tensors(self.accelerator.distributed_type.value)
         self.remove_callback(PrinterCallback)
         # The first to be told of the end, while trackers are still open for the last numbers.
         self.callback_handler.callbacks.insert(0, EndCallback(self._finish))
@@ -417,7 +425,7 @@ class AnceTrainer(Trainer):
         index = Index.load(self.folder / "index", fingerprint=self.encoder.fingerprint())
         held_out = HeldOut(dataset, self.encoder)
         run = held_out.search(self.encoder, index)
-        return run, evaluate(run, held_out.qrels, metrics=metrics or self.ance.metrics)
+        return run, held_out.evaluate(run, metrics or self.ance.metrics, self.examples.passages)
 
     # ---- what transformers.Trainer calls ----
 
@@ -438,7 +446,7 @@ class AnceTrainer(Trainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        rate = self.ance.rate_schedule(self.steps_per_epoch, len(self.examples))
+        rate = self.ance.rate_schedule(self.steps_per_epoch, len(self.examples), self.ranks.size)
         if rate is None or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
         target = optimizer if optimizer is not None else self.optimizer

@@ -126,6 +126,30 @@ def test_index_from_a_corpus_and_a_file_of_queries(run: Run, model: Path, wiki: 
     assert "nprobe=64" in run("search", index, "x", "-m", model, "--params", "nprobe", status=2).stderr
 
 
+def test_documents_in_chunks_are_found_as_documents(run: Run, model: Path, wiki: Path, tmp_path: Path) -> None:
+    rules, tokens, index = ("--chunks", "ours,length=24,count=3"), tmp_path / "tokens", tmp_path / "index"
+    made = last_json(run("tokenize", wiki, "-m", model, "-o", tokens, *rules, "--num-proc", 1, "--json"))
+    assert made["documents"] == 400
+    assert made["passages"] > 400  # type: ignore[operator]
+    cosine = ("--metric", "cosine")  # by which `rank` compares for this model
+    built = last_json(run("index", tokens, "-m", model, "-o", index, *cosine, "--json"))  # cut as the store is
+    assert (built["vectors"], built["document_separator"]) == (made["passages"], "#")
+    searched = ("-m", model, "--queries", wiki, "--split", "test", "-k", 50)
+    run("search", index, *searched, "-o", tmp_path / "found.trec")
+    run("rank", wiki, "-m", model, "--split", "test", "-k", 50, *rules, "-o", tmp_path / "ranked.trec")
+    found, ranked = read_run(tmp_path / "found.trec"), read_run(tmp_path / "ranked.trec")
+    corpus = {document.id: document for document in read_beir(wiki, "test").corpus}
+    assert found.keys() == ranked.keys()
+    for query, hits in found.items():
+        assert len(hits) == 50
+        assert hits.keys() <= corpus.keys()
+        assert list(hits.values()) == pytest.approx(list(ranked[query].values()), abs=1e-4)
+    shown = last_json(run("search", index, "a river", "-m", model, "--store", tokens, "-k", 3, "--json"))
+    assert [hit["text"] for hit in shown["hits"]] == [corpus[hit["id"]].text for hit in shown["hits"]]  # type: ignore[attr-defined]
+    both = run("rank", wiki, "-m", model, "-o", "r", *rules, "--max-document-length", 24, status=2)
+    assert "leave the maximum length of passages out" in both.stderr
+
+
 def test_encode_goes_on_and_refuses_to_mix(run: Run, model: Path, wiki: Path, tmp_path: Path) -> None:
     embeddings = tmp_path / "embeddings"
     first = last_json(run("encode", wiki, "-m", model, "-o", embeddings, "--shard-rows", 150, "--json"))
@@ -173,6 +197,39 @@ def test_train_search_and_evaluate(run: Run, model: Path, wiki: Path, tmp_path: 
     assert again["nDCG@10"] == pytest.approx(result["test"]["nDCG@10"], abs=1e-3)  # type: ignore[index]
     bm25 = last_json(run("bm25", wiki, "-o", tmp_path / "bm25.trec", "--json"))
     assert bm25["nDCG@10"] > again["nDCG@10"]  # type: ignore[operator]
+
+
+def test_a_warm_up_on_triples_and_then_triples_of_the_index(run: Run, model: Path, wiki: Path, tmp_path: Path) -> None:
+    file = tmp_path / "triples.tsv"
+    file.write_text("a river\tThe Nile is a river.\tA fox.\na fox\tA fox.\tA war.\n", encoding="utf-8")
+    common = ("--batch-size", 4, "--max-document-length", 16, "--loss", "pairwise", "--optimizer", "lamb")
+    warm_up = ("train", f"triples:{file}", "-m", model, "-o", tmp_path / "warm-up", "--max-steps", 2, *common)
+    assert "--dev-data says which" in run(*warm_up, "--dev-split", "dev", status=2).stderr
+    assert "not order='queries'" in run(*warm_up, "--order", "queries", status=2).stderr
+    dev = ("--dev-data", wiki, "--dev-split", "dev", "--test-split", "test", "--measure-every", 1, "--json")
+    result = last_json(run(*warm_up, *dev))
+    assert set(result["dev"]) >= {"nDCG@10", "RR@10"}  # type: ignore[arg-type]
+    assert set(result["test"]) >= {"nDCG@10", "RR@10"}  # type: ignore[arg-type]
+    lines = (tmp_path / "warm-up" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines if "eval_RR@10" in line] == [1, 2]
+    order = (
+        "--order",
+        "triples",
+        "--query-chunks",
+        2,
+        "--triples-per-query",
+        2,
+        "--positives",
+        "last",
+        "--start",
+        "index",
+    )
+    rate = ("--warmup", "refresh", "--warmup-steps", 1, "--lr-scheduler", "cosine", "--max-grad-norm", 2)
+    encoder = tmp_path / "warm-up" / "final"
+    steps = ("--max-steps", 3, "--refresh-every", 2, "--max-query-length", 8)
+    shown = run("train", wiki, "-m", encoder, "-o", tmp_path / "run", *common, *order, *rate, *steps)
+    assert "Search it" in shown.stdout
+    assert len(list((tmp_path / "run" / "generations").iterdir())) == 2
 
 
 def test_mined_negatives_are_trained_on_evaluated_and_handed_over(

@@ -88,3 +88,10 @@ def test_a_pickle_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
             file.write_bytes(whole[:end])
             with pytest.raises(DataError, match=r"p\.pickle: "):
                 read(file)
+
+
+def test_the_names_of_older_numpy_are_known(tmp_path: Path) -> None:
+    file = tmp_path / "p.pb"
+    for protocol in (0, 2):  # protocols that spell a name without its length
+        file.write_bytes(pickle.dumps(np.arange(3.0), protocol).replace(b"numpy._core.", b"numpy.core."))
+        assert read_array_pickle(file).tolist() == [0.0, 1.0, 2.0]

@@ -63,7 +63,10 @@ def test_what_is_dropped_has_a_reason_and_everything_else_names_what_takes_its_p
         if here.startswith("dropped"):
             assert re.match(r"dropped: (\S+ ){2}", here), flag
         else:
-            assert re.search(r"`(\w+ --[\w-]+|ance-fast \w+|AnceConfig\.\w+|[\w-]+:(?:DIR|FILE)[^`]*)`", here), (flag, scripts)
+            assert re.search(r"`(\w+ --[\w-]+|ance-fast \w+|AnceConfig\.\w+|[\w-]+:(?:DIR|FILE)[^`]*)`", here), (
+                flag,
+                scripts,
+            )
 
 
 @pytest.mark.parametrize("command", sorted({name for name, _ in re.findall(r"`(\w+) (--[\w-]+)`", PAGE)}))

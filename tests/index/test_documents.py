@@ -57,6 +57,18 @@ def test_k_documents_come_by_their_best_chunk_whatever_the_number_of_chunks(
         assert [list(one.items()) for one in run.values()] == [list(one.items()) for one in wanted]
 
 
+def test_many_queries_are_searched_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    vectors, asked = (random.standard_normal((n, 4)).astype(np.float32) for n in (40, 11))
+    index = Index.build(vectors, [f"d{row // 7}#{row % 7}" for row in range(40)], device="cpu")
+    index.set_documents("#")
+    whole = index.search_documents(asked, 4)
+    monkeypatch.setattr("ance_fast.index.documents.BLOCK_QUERIES", 3)
+    parts = index.search_documents(asked, 4)
+    assert parts.ids == whole.ids
+    np.testing.assert_array_equal(parts.scores, whole.scores)
+
+
 def test_the_lists_of_some_queries_are_taken_out_in_their_order() -> None:
     offsets, values = part_of((np.array([0, 2, 2, 5]), np.arange(10, 15)), np.array([2, 1, 0]))
     assert (offsets.tolist(), values.tolist()) == ([0, 3, 3, 5], [12, 13, 14, 10, 11])

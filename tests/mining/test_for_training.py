@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 import ance_fast
-from ance_fast.data import Dataset, read_jsonl
+from ance_fast.data import Dataset, Qrels, TokenStore, load_dataset, read_jsonl
+from ance_fast.data.ance_cache_writer import write_ance_passages, write_ance_queries
+from ance_fast.data.token_corpus import TokenCorpus
 from ance_fast.errors import ConfigError, DataError
 from ance_fast.index import Index
 from ance_fast.mining import Limits
@@ -38,7 +42,8 @@ def mined(
 ) -> TrainingNegatives:
     """Three negatives a query from random vectors, in an index whose rows may be in another order than the corpus."""
     order = np.random.default_rng(1).permutation(len(vectors)) if shuffled else np.arange(len(vectors))
-    ids = [document.id for document in dataset.corpus]
+    corpus = dataset.corpus
+    ids = list(corpus.ids) if isinstance(corpus, TokenCorpus) else [document.id for document in corpus]
     index = Index.build(vectors[order], [ids[row] for row in order], factory=factory)
     needs = training_needs(dataset, index)
     queries = np.random.default_rng(2).standard_normal((len(needs.queries), 16)).astype(np.float32)
@@ -170,3 +175,30 @@ def test_random_draws_stay_within_the_window() -> None:
     found = mine_rows(index, queries, none, Limits(10, range_min=4), 3, sampling="random", room=6)
     assert set(found.rows.ravel().tolist()) == {4, 5, 6, 7, 8, 9}
     assert (np.diff(found.rows, axis=1) > 0).all()
+
+
+def test_of_a_cache_of_microsoft_ance_the_numbers_are_those_of_its_records(
+    dataset: Dataset, vectors: np.ndarray, minilm: Path, tmp_path: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(minilm)
+    documents = {document.id: document.full_text for document in dataset.corpus}
+    passages = TokenStore.from_texts(list(documents.values()), tokenizer, ids=list(documents), max_length=16)
+    queries = TokenStore.of_queries(dataset, list(dataset.queries), tokenizer, max_length=16)
+    others = list(dataset.queries)[1:]
+    judged = {query: dataset.qrels[query] for query in others}  # the first has no positive, but a record
+    write_ance_passages(tmp_path, passages, tokenizer.pad_token_id)
+    write_ance_queries(tmp_path, "train", queries, judged, passages, tokenizer.pad_token_id)
+    cached = load_dataset(f"ance-cache:{tmp_path}")
+    found = mined(cached, vectors, shuffled=True)
+    data, texts = as_ance(found), as_ance(mined(replace(dataset, qrels=Qrels(judged)), vectors))
+    assert 0 not in data.queries
+    np.testing.assert_array_equal(data.queries, texts.queries + 1)
+    for name in ("positives", "offsets", "negatives"):
+        np.testing.assert_array_equal(getattr(data, name), getattr(texts, name))
+    with pytest.raises(DataError, match="holds tokens and no texts"):
+        write_training_jsonl(tmp_path / "negatives.jsonl", found)
+    other = Index.build(vectors, ["0", *(f"x{row}" for row in range(1, len(vectors)))])
+    needs = training_needs(replace(cached, qrels=Qrels({"1": {"0": 1}})), other)
+    lost = mine_for_training(needs, other, vectors[:1], Limits(20), 3)
+    with pytest.raises(DataError, match="has no document 'x.*; it was made from another corpus"):
+        as_ance(lost)

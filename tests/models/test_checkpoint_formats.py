@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from ance_fast import Encoder
+from ance_fast.data.chunks import ChunkRules
 from ance_fast.data.packing import PackedBatch, Packer
 from ance_fast.models.checkpoint_formats import FORMATS, find_format, read_checkpoint, with_head, write_checkpoint
 from ance_fast.models.foreign import ReadOptions
@@ -71,7 +72,9 @@ def test_what_is_written_in_one_format_and_read_again_is_the_same_encoder(
 ) -> None:
     kind = "seed" if form.startswith("seed") else "ance"
     source = released.seed_folder("from") if kind == "seed" else released.ance_folder("from")
-    encoder = Encoder.load(str(source), max_query_length=9, max_document_length=33)
+    encoder = Encoder.load(str(source), max_query_length=9)
+    chunks = ChunkRules(33, 2, first_token=True, keep_empty=False)
+    encoder.set_chunks(chunks)
     expected, texts = embed(encoder, token_rows), encoder.encode(TEXTS)
     targets = {"seed-hf": ["folder", "a.tar", "b.tgz"]}.get(form, ["folder"])
     for name in targets:
@@ -84,7 +87,7 @@ def test_what_is_written_in_one_format_and_read_again_is_the_same_encoder(
         assert (again.encode(TEXTS) == texts).all()
         assert again.fingerprint() == encoder.fingerprint()
         if form != "seed-finetuned":  # it holds tensors and nothing else
-            assert (again.max_query_length, again.max_document_length) == (9, 33)
+            assert (again.max_query_length, again.max_document_length, again.chunks) == (9, 33, chunks)
             assert (Encoder.load(str(target)).encode_query(TEXTS) == encoder.encode_query(TEXTS)).all()
         assert [path.name for path in target.parent.iterdir() if path.name.startswith(".")] == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ance_fast.errors import ConfigError
-from ance_fast.training.lamb import Lamb, lamb_ratios
+from ance_fast.training.lamb import Lamb, check_whole_tensors, lamb_ratios
 
 
 def original(
@@ -177,6 +178,12 @@ def test_no_step_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_settings_that_cannot_hold_are_refused(rule: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Lamb([torch.zeros(2, requires_grad=True)], **rule)
+
+
+@pytest.mark.parametrize(("distributed", "refused"), [("NO", False), ("MULTI_GPU", False), ("FSDP", True)])
+def test_strategies_that_split_tensors_are_refused(distributed: str, refused: bool) -> None:
+    with pytest.raises(ConfigError, match=distributed) if refused else nullcontext():
+        check_whole_tensors(distributed)
 
 
 def test_a_sparse_gradient_is_refused() -> None:

@@ -71,6 +71,9 @@ def test_with_chunks_of_queries_the_last_generation_of_a_circle_is_longer() -> N
     assert rate is not None
     # Generation 0 is not mined, so it has all queries.
     assert list(rate.horizons)[:5] == [11, 3, 5, 3, 3]
+    shared = config.rate_schedule(10, 11, processes=2)
+    assert shared is not None
+    assert list(shared.horizons)[:5] == [10, 2, 4, 2, 2]
     assert [list(config.queries_of(number, 11)) for number in (1, 2, 3)] == [[3, 4, 5], [6, 7, 8, 9, 10], [0, 1, 2]]
 
 

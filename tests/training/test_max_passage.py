@@ -293,6 +293,28 @@ def test_a_step_is_that_of_the_released_model(encoder: Encoder) -> None:
         torch.testing.assert_close(gradient, found[name], rtol=1e-3, atol=2e-5)
 
 
+def test_two_towers_share_a_batch_of_chunks_and_keep_how_documents_are_cut(encoder: Encoder, tmp_path: Path) -> None:
+    pair = encoder.two_towers()
+    assert pair.chunks == RELEASED
+    pair.save(tmp_path / "pair")
+    assert Encoder.load(str(tmp_path / "pair"), device="cpu").chunks == RELEASED
+    passages = TokenStore.from_texts(TEXTS, encoder.tokenizer, max_length=LENGTH, chunks=RELEASED)
+    queries = TokenStore.from_texts(["quick fox", "old stones"], encoder.tokenizer, max_length=16)
+    examples = Examples(passages, queries, [], np.array([0, 1, 2]), np.array([1, 4]))
+    sampler = NegativeSampler(examples, seed=0, count=3)
+    apart = BatchMaker(examples, sampler, encode_tokens=20, two_towers=True)(
+        np.array([1, 0]), random_table(examples), 0
+    )
+    texts = [
+        (chunk.for_queries, ids.tolist())
+        for chunk in apart.chunks
+        for ids in torch.tensor_split(chunk.input_ids, chunk.cu_seqlens[1:-1].tolist())
+    ]
+    wanted = [(True, queries.tokens(row).tolist()) for row in (1, 0)]
+    wanted += [(False, passages.tokens(row).tolist()) for row in apart.encoded_rows]
+    assert [texts[place] for place in apart.places] == wanted
+
+
 def test_only_the_best_chunk_learns() -> None:
     embeddings = torch.tensor([[1.0, 0], [3, 0], [2, 0], [5, 1], [1, 0], [-1, 0]], requires_grad=True)
     batch = TrainingBatch(

@@ -143,8 +143,6 @@ def test_a_checkpoint_says_how_documents_are_cut_and_a_run_may_say_otherwise(
     encoder.save(tmp_path / "maxp")
     assert Encoder.load(str(tmp_path / "maxp"), device="cpu").chunks == rules
     settings = {**RUN, "start": "random"}
-    trainer = make_trainer(tmp_path / "maxp", wiki, tmp_path / "as-saved", **settings)
-    assert trainer.examples.passages.chunks == rules
     trainer = make_trainer(tmp_path / "maxp", wiki, tmp_path / "whole", chunks="none", **settings)
     assert trainer.examples.documents is None
     with pytest.raises(ConfigError, match="max_document_length=24: documents are cut into chunks of 20 tokens"):

@@ -46,7 +46,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MS MARCO files of 45 passages and 23 queries, some with two positives; words of a few syllables."""
     folder = tmp_path_factory.mktemp("msmarco")
     random = np.random.default_rng(5)
-    words = ["".join(random.choice(["ka", "lo", "mi", "nu", "te", "ro"], 3)) for _ in range(60)]
+    words = ["".join(random.choice(["ka", "Lo", "mi", "NU", "te", "ro"], 3)) for _ in range(60)]
 
     def text(length: int) -> str:
         return " ".join(random.choice(words, length))
@@ -66,9 +66,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ANCE's encoder, two layers of 32, with a byte-level BPE of the data's words."""
+    """ANCE's encoder, two layers of 32, with a byte-level BPE of the data's words that lower-cases."""
     folder = tmp_path_factory.mktemp("model")
-    bpe = ByteLevelBPETokenizer()
+    bpe = ByteLevelBPETokenizer(lowercase=True)
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     bpe.train([str(data / "collection.tsv")], vocab_size=320, special_tokens=special)
     bpe.post_processor = RobertaProcessing(("</s>", 2), ("<s>", 0))
@@ -109,13 +109,14 @@ def model(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def follow(model: Path, data: Path, **flags: Any) -> Followed:
     """What the plain script does with the data's files."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
+    tokenizer.backend_tokenizer.normalizer = None  # type: ignore[assignment]
     args = Settings(**{**FLAGS, **flags})
 
     def read(name: str) -> list[list[str]]:
         return [line.split("\t") for line in (data / name).read_text(encoding="utf-8").splitlines()]
 
     def tokens(texts: list[str], length: int) -> list[list[int]]:
-        return [tokenizer(text, truncation=True, max_length=length)["input_ids"] for text in texts]
+        return [tokenizer(text.lower(), truncation=True, max_length=length)["input_ids"] for text in texts]
 
     collection, queries = read("collection.tsv"), read("queries.train.tsv")
     pid = {line[0]: number for number, line in enumerate(collection)}

@@ -36,8 +36,12 @@ Found = dict[str, list[dict[str, Any]]]
 ALIKE: dict[str, dict[str, Any]] = {
     "contrastive": {"refresh_overlap": 1.0},
     "pairwise": {"loss": "pairwise", "start": "index", "encode_tokens": 96, "gradient_accumulation_steps": 2},
-    "look-ahead": {"sampler": "ance-tele", "start": "random", "negatives_per_query": 2},
-    "max-passage": {"chunks": "ours,length=32,count=3"},
+    "look-ahead": {
+        "sampler": "ance-tele",
+        "start": "random",
+        "negatives_per_query": 2,
+        "chunks": "ours,length=32,count=3",
+    },
     "two-towers": {"start": "random", "encode_tokens": 96},
     "two-towers-in-one-pass": {"start": "random", "loss": "pairwise"},
 }

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ance_fast.cli.chunking import cut_documents, refuse_unknown_chunks
 from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_model, refuse_unknown_preset
-from ance_fast.cli.options import TextPreset
+from ance_fast.cli.options import Chunks, TextPreset
 from ance_fast.cli.output import print_json, print_stages
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def encode(
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on with what is there, or start over.")
     ] = True,
+    chunks: Chunks = None,
     text_preset: TextPreset = None,
     json: Annotated[
         bool,
@@ -52,6 +54,7 @@ def encode(
 
     Example: ance-fast encode scifact.tokens -m intfloat/e5-small-v2 -o scifact.embeddings
     """
+    refuse_unknown_chunks(chunks, max_length)
     refuse_missing_data(data)
     refuse_missing_model(model)
     refuse_unknown_preset(text_preset)
@@ -66,6 +69,7 @@ def encode(
         model, device="cpu" if int8 else devices[0], max_document_length=max_length, text_preset=text_preset
     )
     passages = open_passages(data)
+    cut_documents(encoder, chunks, passages)
     times = StageTimes()
     if int8:
         accept = functools.partial(refuse_changed_corpus, output) if resume else None

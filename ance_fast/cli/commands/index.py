@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ance_fast.cli.chunking import cut_documents, refuse_unknown_chunks
 from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_folder, refuse_missing_model, refuse_unknown_preset
-from ance_fast.cli.options import TextPreset
+from ance_fast.cli.options import Chunks, DocumentSeparator, TextPreset
 from ance_fast.cli.output import print_json
 from ance_fast.errors import ConfigError
 from ance_fast.progress import progress_bar
@@ -40,6 +41,8 @@ def index(
     on_disk: Annotated[bool, typer.Option("--on-disk", help="Flat over the embeddings as files; copies none.")] = False,
     check: Annotated[bool, typer.Option(help="Measure recall@10 of an approximate index on a sample.")] = True,
     memory_check: Annotated[bool, typer.Option(help="Refuse what does not fit into memory.")] = True,
+    chunks: Chunks = None,
+    document_separator: DocumentSeparator = None,
     text_preset: TextPreset = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
@@ -51,6 +54,9 @@ def index(
     """
     if on_disk and (factory != "Flat" or dtype is not None):
         raise ConfigError("--on-disk searches the embeddings as they are: it goes with Flat, and without --dtype")
+    if model is None and chunks is not None:
+        raise ConfigError("--chunks cuts documents before they are encoded: it goes with --model")
+    refuse_unknown_chunks(chunks)
     if model is None:
         if text_preset is not None:
             raise ConfigError("--text-preset is for the tokens of a corpus: it goes with --model CHECKPOINT")
@@ -70,7 +76,7 @@ def index(
     built: Index | None = None
     if model is not None:
         live = None if on_disk or dtype is not None else functools.partial(IndexSink, factory=factory, metric=metric)
-        shards, built = _encoded(embeddings, model, output, factory, devices, live, memory_check, text_preset)
+        shards, built = _encoded(embeddings, model, output, factory, devices, live, memory_check, chunks, text_preset)
         clock.stage("encode")
     else:
         shards = EmbeddingShards.open(embeddings)
@@ -89,11 +95,13 @@ def index(
                     check_memory=memory_check, progress=progress,
                 )  # fmt: skip
         clock.stage("add")
+    built.set_documents(document_separator or shards.document_separator)
     built.save(output)
     clock.stage("write")
     result: dict[str, Any] = {
         "path": str(output),
         "vectors": len(built),
+        "document_separator": built.document_separator,
         "dim": built.dim,
         "factory": factory,
         "metric": metric,
@@ -122,6 +130,7 @@ def _encoded(
     devices: list[str],
     live: Callable[..., IndexSink] | None,
     memory_check: bool,
+    chunks: str | None,
     text_preset: str | None,
 ) -> tuple[EmbeddingShards, Index | None]:
     """Embeddings of a corpus, and the index where it could be filled meanwhile; tokens and embeddings lie beside it."""
@@ -135,6 +144,7 @@ def _encoded(
     embeddings = output.with_name(output.name + ".embeddings")
     encoder = Encoder.load(model, device=devices[0], text_preset=text_preset)
     store = open_passages(data)
+    cut_documents(encoder, chunks, store)
     if not isinstance(store, TokenStore):
         store = TokenStore.build(
             store,
@@ -142,6 +152,7 @@ def _encoded(
             output.with_name(output.name + ".tokens"),
             max_length=encoder.max_document_length,
             prompt=encoder.document_prompt,
+            chunks=encoder.chunks,
             show_progress=True,
             accept=functools.partial(refuse_changed_corpus, embeddings),
         )

@@ -103,9 +103,11 @@ def mine(
             max_document_length=max_document_length,
             text_preset=text_preset,
         )
+        _refuse_chunks(encoder.chunks is not None)
         passages = _passages(encoder, dataset, index, metric, output, times)
+        _refuse_chunks(passages.document_separator is not None)
         needs = training_needs(dataset, passages)
-        encoded = _encoded(encoder.for_queries, dict(zip(needs.queries, needs.texts, strict=True)), times)
+        encoded = _encoded(encoder.for_queries, dataset, needs.queries, times)
         with times.host("search"), progress_bar("mining", len(needs.queries), "queries") as advance:
             found = mine_for_training(
                 needs,
@@ -132,6 +134,14 @@ def mine(
     if form == "ance" and report is None:
         print(f"microsoft/ANCE's trainer waits for ann_ndcg_{generation}: --dev-split SPLIT writes it")
     print_stages(summary, "queries")
+
+
+def _refuse_chunks(found: bool) -> None:
+    if found:
+        raise ConfigError(
+            "passages are chunks of documents here (MaxP), and mining for a file knows nothing of them; give an "
+            "encoder and an index of whole documents, or train with --chunks, which mines documents itself"
+        )
 
 
 def _form_of(output: Path) -> str:
@@ -178,7 +188,7 @@ def _passages(
     return Index.over(shards, metric=metric or "ip", fingerprint=fingerprint)
 
 
-def _encoded(tower: Encoder, queries: dict[str, str], times: StageTimes) -> Any:
+def _encoded(tower: Encoder, dataset: Dataset, queries: list[str], times: StageTimes) -> Any:
     from ance_fast.data import TokenStore
     from ance_fast.encoding import encode_matrix
     from ance_fast.encoding.budget import default_budget
@@ -186,10 +196,10 @@ def _encoded(tower: Encoder, queries: dict[str, str], times: StageTimes) -> Any:
     from ance_fast.progress import progress_bar
 
     with times.host("tokenise"):
-        tokens = TokenStore.from_texts(
-            list(queries.values()),
+        tokens = TokenStore.of_queries(
+            dataset,
+            queries,
             tower.tokenizer,
-            ids=list(queries),
             max_length=tower.max_query_length,
             prompt=tower.query_prompt,
         )
@@ -202,7 +212,7 @@ def _encoded(tower: Encoder, queries: dict[str, str], times: StageTimes) -> Any:
 def _measured(encoder: Encoder, dev: Dataset, index: Index, times: StageTimes) -> float:
     from ance_fast.evaluation import evaluate
 
-    encoded = _encoded(encoder.for_queries, dict(dev.queries), times)
+    encoded = _encoded(encoder.for_queries, dev, list(dev.queries), times)
     with times.host("search"):
         run = index.search(encoded, 100).to_run(list(dev.queries))
     return float(evaluate(run, dev.qrels, metrics=["nDCG@10"])["nDCG@10"])

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ance_fast.cli.chunking import cut_documents, refuse_unknown_chunks
 from ance_fast.cli.inputs import (
     refuse_missing_data,
     refuse_missing_files,
     refuse_missing_model,
     refuse_unknown_preset,
 )
-from ance_fast.cli.options import TextPreset
+from ance_fast.cli.options import Chunks, TextPreset
 from ance_fast.cli.output import print_json, print_table
 from ance_fast.errors import DataError
 
@@ -38,6 +39,7 @@ def rank(
     max_query_length: Annotated[int | None, typer.Option(help="Tokens.")] = None,
     max_document_length: Annotated[int | None, typer.Option(help="Tokens.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
+    chunks: Chunks = None,
     text_preset: TextPreset = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
@@ -48,6 +50,7 @@ def rank(
 
     Example: ance-fast rank msmarco:DIR --split dev -m MODEL --candidates top1000.dev -o rerank.trec
     """
+    refuse_unknown_chunks(chunks, max_document_length)
     refuse_missing_data(data)
     refuse_missing_model(model)
     refuse_missing_files(*([candidates] if candidates is not None else []))
@@ -66,6 +69,7 @@ def rank(
         max_document_length=max_document_length,
         text_preset=text_preset,
     )
+    cut_documents(encoder, chunks)
     run = _full(encoder, dataset, k or 100) if candidates is None else _again(encoder, dataset, candidates, k)
     write_run(output, run, Path(model).name)
     names = [name.strip() for name in metrics.split(",") if name.strip()]

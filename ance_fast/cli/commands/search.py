@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_folder, refuse_missing_model, refuse_unknown_preset
-from ance_fast.cli.options import TextPreset
+from ance_fast.cli.options import DocumentSeparator, TextPreset
 from ance_fast.cli.output import print_json, print_stages
 from ance_fast.errors import ConfigError
 
@@ -31,14 +31,14 @@ class Collection:
 
     def search(self, query: str, k: int, params: dict[str, int] | None = None) -> list[dict[str, Any]]:
         """The k best passages of a query: rank, id, score and, where texts were kept, title and text."""
-        found = self.index.search(self.encoder.encode_query(query), k, params=params)
+        found = self.index.search_documents(self.encoder.encode_query(query), k, params=params)
         ids, scores = found.ids[0], found.scores[0].tolist()
-        rows = [-1] * len(ids) if self.store is None else self.store.positions(ids).tolist()
+        rows = [-1] * len(ids) if self.store is None else self.store.corpus.positions(ids).tolist()
         hits = []
         for rank, (document, score, row) in enumerate(zip(ids, scores, rows, strict=False), 1):
             hit: dict[str, Any] = {"rank": rank, "id": document, "score": score}
             if self.store is not None and row >= 0:
-                shown = self.store.document(row)
+                shown = self.store.corpus.document(row)
                 hit |= {"title": shown.title, "text": shown.text}
             hits.append(hit)
         return hits
@@ -63,7 +63,7 @@ class Collection:
                 )
             encoded = encode_matrix(tower, tokens, batch_tokens=default_budget(tower.device), times=times)
             with times.host("search"):
-                found = self.index.search(encoded, k, params=params)
+                found = self.index.search_documents(encoded, k, params=params)
             with times.host("write"):
                 write_run(output, found.to_run(queries), output.stem)
         summary = {name: value for name, value in times.summary().items() if not name.startswith("passages")}
@@ -107,6 +107,7 @@ def search(
         str | None, typer.Option(help="Parameters of an approximate index: nprobe=64 or efSearch=200.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
+    document_separator: DocumentSeparator = None,
     text_preset: TextPreset = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document a query.")] = False,
 ) -> None:
@@ -126,6 +127,8 @@ def search(
     refuse_unknown_preset(text_preset)
     refuse_missing_data(queries)
     collection = open_collection(run, model, store, device, text_preset)
+    if document_separator is not None:
+        collection.index.set_documents(document_separator)
     if queries is not None and output is not None:
         result = collection.answer(queries, split, output, k or 100, chosen)
         if json:

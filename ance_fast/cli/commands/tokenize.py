@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ance_fast.cli.chunking import cut_documents, refuse_unknown_chunks
 from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_model, refuse_unknown_preset
-from ance_fast.cli.options import TextPreset
+from ance_fast.cli.options import Chunks, TextPreset
 from ance_fast.cli.output import print_json
 from ance_fast.errors import ConfigError
 
@@ -34,6 +35,7 @@ def tokenize(
         int | None, typer.Option(help="With --format ance: tokens a query is cut at (default: the model's).")
     ] = None,
     num_proc: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
+    chunks: Chunks = None,
     text_preset: TextPreset = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
@@ -52,6 +54,9 @@ def tokenize(
         raise ConfigError(f"--format {form!r}: choose store or ance")
     if form == "store" and (split or max_query_length):
         raise ConfigError("--split and --max-query-length write queries, which only --format ance has a place for")
+    if form == "ance" and chunks is not None:
+        raise ConfigError("--chunks cuts the documents of a store; microsoft/ANCE's files hold them whole")
+    refuse_unknown_chunks(chunks, max_length)
     refuse_missing_data(data)
     refuse_missing_model(model)
     refuse_unknown_preset(text_preset)
@@ -67,6 +72,7 @@ def tokenize(
         max_query_length=max_query_length,
         text_preset=text_preset,
     )
+    cut_documents(encoder, "none" if form == "ance" else chunks)
     started = time.monotonic()
     store = TokenStore.build(
         load_corpus(data),
@@ -74,6 +80,7 @@ def tokenize(
         output if form == "store" else output.with_name(output.name + ".tokens"),
         max_length=encoder.max_document_length,
         prompt=encoder.document_prompt,
+        chunks=encoder.chunks,
         num_proc=num_proc,
         show_progress=True,
     )
@@ -86,6 +93,7 @@ def tokenize(
             {
                 "path": str(output),
                 "passages": len(store),
+                "documents": len(store.corpus),
                 "tokens": store.num_tokens,
                 "truncated": store.manifest["truncated"],
                 "max_length": store.max_length,

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from ance_fast.cli.chunking import refuse_unknown_chunks
 from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_files, refuse_missing_model, refuse_unknown_preset
-from ance_fast.cli.options import TextPreset
+from ance_fast.cli.options import Chunks, TextPreset
 from ance_fast.cli.output import print_json, print_table, program
 from ance_fast.cli.recipes import chosen_recipe
 from ance_fast.errors import ConfigError
@@ -162,6 +163,7 @@ def train(
     document_separator: Annotated[
         str | None, typer.Option(help='Or what ends the document in an id, "#" in "doc7#0".')
     ] = None,
+    chunks: Chunks = None,
     max_query_length: Annotated[int | None, typer.Option(help="Tokens.")] = None,
     max_document_length: Annotated[int | None, typer.Option(help="Tokens.")] = None,
     index_factory: Annotated[str, typer.Option(help="FAISS index_factory string for mining.")] = "Flat",
@@ -194,6 +196,7 @@ def train(
         raise ConfigError("--data and --tiny are for --recipe NAME")
     if chosen is not None:
         chosen.prepare()
+    refuse_unknown_chunks(chunks, max_document_length)
     refuse_missing_data(data)
     if dev_data is not None:
         refuse_missing_data(dev_data)
@@ -262,6 +265,7 @@ def train(
         answers=answers,
         documents=documents,
         document_separator=document_separator,
+        chunks=chunks,
         max_query_length=max_query_length,
         max_document_length=max_document_length,
         index_factory=index_factory,
