@@ -1,8 +1,8 @@
 """Retrieval metrics of a run, computed by ir-measures.
 
-Ties: documents of equal score are ranked by document id, descending, as trec_eval does. The providers behind
-ir-measures disagree on this (RR without a cut-off follows trec_eval, RR@10 the dict), so the order is fixed before they
-see the run, and every metric of an evaluation looks at the same ranking.
+Ties: documents of equal score, in float32, are ranked by document id, descending, as trec_eval does. The providers
+behind ir-measures disagree on this (RR without a cut-off follows trec_eval, RR@10 the dict), so the order is fixed
+before they see the run, and every metric of an evaluation looks at the same ranking.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _trec_measure(name: str) -> Any:
 
 
 def _strict_ranking(query: str, scores: Mapping[str, float]) -> dict[str, float]:
-    """Replace scores by falling ranks: exact in float32, in which trec_eval holds them (3.00000001 is not 3)."""
+    """Replace scores by falling ranks, which no measure can take for equal."""
     order = ranking(query, scores)
     return {document: float(len(order) - rank) for rank, document in enumerate(order)}
 

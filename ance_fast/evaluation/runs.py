@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ance_fast.data.trec import Run, read_run
 from ance_fast.errors import ConfigError, DataError
 
@@ -18,13 +20,15 @@ RunSource = Mapping[str, Mapping[str, float]] | str | os.PathLike[str]
 def ranking(query: str, scores: Mapping[str, float]) -> list[str]:
     """Documents, best first; of equal scores the higher document id first, as trec_eval does.
 
-    Raises `DataError` for a score that is NaN.
+    Scores are equal when their float32 are, in which trec_eval holds them. Raises `DataError` for one that is NaN.
     """
-    for document, score in scores.items():
+    with np.errstate(over="ignore"):  # beyond float32 is infinite there too
+        single = dict(zip(scores, np.array(list(scores.values()), dtype=np.float32).tolist(), strict=True))
+    for document, score in single.items():
         if math.isnan(score):
             raise DataError(f"query {query!r}, document {document!r}: the score is NaN")
     # Two stable sorts, because the second key goes down as well and strings have no minus.
-    return sorted(sorted(scores, reverse=True), key=scores.__getitem__, reverse=True)
+    return sorted(sorted(single, reverse=True), key=single.__getitem__, reverse=True)
 
 
 def load_run(source: RunSource) -> Mapping[str, Mapping[str, float]]:

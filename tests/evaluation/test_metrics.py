@@ -62,9 +62,11 @@ def test_equal_scores_rank_by_falling_document_id_in_every_metric() -> None:
     assert dict(result) == pytest.approx({"RR": 0.5, "RR@10": 0.5, "P@1": 0, "P@2": 0.5, "nDCG@10": 1 / math.log2(3)})
 
 
-def test_scores_that_only_differ_in_double_precision_stay_apart() -> None:
-    run = {"q": {"z": 700.0, "a": 700.0 + 1e-9}}
-    assert evaluate(run, {"q": {"a": 1}}, ["RR", "RR@10"]).mean == {"RR": 1.0, "RR@10": 1.0}
+def test_scores_that_only_differ_in_double_precision_are_equal_as_in_trec_eval() -> None:
+    run = {"q": {"z": 700.0, "a": 700.0 + 1e-9, "far": 1e300, "further": 1e301}}
+    assert evaluate(run, {"q": {"a": 1}}, ["RR", "RR@10"]).mean == {"RR": 1 / 4, "RR@10": 1 / 4}
+    assert evaluate(run, {"q": {"further": 1}}, ["RR"]).mean == {"RR": 1.0}
+    assert evaluate(run, {"q": {"far": 1}}, ["RR"]).mean == {"RR": 1 / 2}
 
 
 def test_queries_missing_from_the_run_count_zero_and_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -135,7 +137,9 @@ def test_a_search_result_is_pointed_to_its_run() -> None:
     st.dictionaries(
         st.sampled_from(["q1", "q2", "unjudged"]),
         st.dictionaries(
-            st.sampled_from(DOCUMENTS), st.sampled_from([-math.inf, -3.5, 0.0, -0.0, 1e30, math.inf]), max_size=8
+            st.sampled_from(DOCUMENTS),
+            st.sampled_from([-math.inf, -3.5, 0.0, -0.0, 700.0, 700.0 + 1e-9, 1e30, 1e300]),
+            max_size=8,
         ),
     ),
     judgments,
