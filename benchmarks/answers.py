@@ -27,7 +27,7 @@ from ance_fast.evaluation.answer_match import AnswerWords, has_answer
 from benchmarks import results
 
 DEPTH = 100
-WORDS = 20_000
+WORDS = 5_000
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -143,3 +143,7 @@ class StoreDocuments:
     def document(self, number: int) -> Document:
         """The document of this number. Raises `IndexError`, and `ArtifactError` if texts were not kept."""
         return self.store.document(int(self.chunked.starts[:-1][number]))
+
+    def texts(self, numbers: np.ndarray) -> list[str]:
+        """Texts, without titles, of the documents of these numbers (int64). Raises as `document`."""
+        return self.store.texts(self.chunked.starts[:-1][numbers])

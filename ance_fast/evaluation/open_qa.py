@@ -211,22 +211,16 @@ def _texts(
     if isinstance(passages, str | os.PathLike):
         passages = open_texts(str(passages))
     if isinstance(passages, TokenStore):
-        rows = _rows(passages, list(wanted))
-        for number in np.argsort(rows, kind="stable")[int((rows < 0).sum()) :].tolist():
-            yield number, passages.document(int(rows[number])).text
+        corpus = passages.corpus
+        rows = corpus.positions(list(wanted))
+        known = np.argsort(rows, kind="stable")[int((rows < 0).sum()) :]
+        for start in range(0, len(known), _BLOCK):
+            numbers = known[start : start + _BLOCK]
+            yield from zip(numbers.tolist(), corpus.texts(rows[numbers]), strict=True)
     elif isinstance(passages, Mapping):
         yield from ((number, passages[name]) for name, number in wanted.items() if name in passages)
     else:
         yield from ((wanted[document.id], document.text) for document in passages if document.id in wanted)
-
-
-def _rows(store: TokenStore, names: list[str]) -> np.ndarray:
-    """The row of each document, or of its first chunk; int64, -1 where there is none."""
-    chunked = store.chunked
-    if chunked is None:
-        return store.positions(names)
-    numbers = chunked.positions(names)
-    return np.where(numbers >= 0, chunked.starts[numbers], -1)
 
 
 def open_texts(spec: str) -> TokenStore | Corpus:

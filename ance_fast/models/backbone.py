@@ -7,6 +7,7 @@ that packed and padded outputs agree; otherwise it pads, and says why.
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,33 +29,40 @@ logger = logging.getLogger(__name__)
 
 
 def load_transformer(folder: Path, num_layers: int | None) -> PreTrainedModel:
-    """Load `folder` in float32; `num_layers` keeps only the first layers. Weights that lack tensors are refused."""
+    """Load `folder` in float32; `num_layers` keeps only the first layers.
+
+    Raises `ArtifactError` for weights that lack tensors or hold some of another shape (named); tensors that the
+    architecture has no place for are counted in a warning.
+    """
     from transformers import AutoConfig, AutoModel
 
-    overrides: dict[str, Any] = {}
+    # Shapes that differ come in the report, by name.
+    overrides: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         if num_layers is not None:
             available = AutoConfig.from_pretrained(folder).num_hidden_layers
             if not 1 <= num_layers <= available:
                 raise ConfigError(f"num_layers={num_layers}: {folder} has {available} layers")
             overrides["num_hidden_layers"] = num_layers
-        model, report = AutoModel.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, attn_implementation="sdpa", **overrides
-        )
+        model, report = AutoModel.from_pretrained(folder, attn_implementation="sdpa", **overrides)
+    except pickle.UnpicklingError as error:
+        raise ArtifactError(
+            f"{folder}: its weights are a pickle of more than tensors, which is not read; get its model.safetensors, "
+            "or save the tensors alone"
+        ) from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if isinstance(error, ConfigError):
             raise
         if "attn_implementation" in str(error) or "scaled_dot_product" in str(error):
-            model, report = AutoModel.from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True, **overrides
-            )
+            model, report = AutoModel.from_pretrained(folder, **overrides)
         else:
             raise ArtifactError(f"{folder}: the transformer could not be loaded: {error}") from error
-    missing = [key for key in report["missing_keys"] if not key.startswith("pooler.")]
-    if missing:
-        raise ArtifactError(
-            f"{folder}: the weights lack {len(missing)} tensors of {type(model).__name__}, such as {min(missing)}; "
-            "the checkpoint belongs to another architecture or is incomplete"
+    _refuse_misfit(report, folder, type(model).__name__)
+    extra = sorted(key for key in report["unexpected_keys"] if not key.startswith(_HEADS) and "position_ids" not in key)
+    if extra and num_layers is None:
+        logger.warning(
+            "%s: %d tensors of the weights have no place in a %s and are left out, such as %s",
+            *(folder, len(extra), type(model).__name__, ", ".join(extra[:3])),
         )
     if any(key.startswith("pooler.") for key in report["missing_keys"]):
         model.pooler = None  # it would be random
@@ -65,6 +73,29 @@ def load_transformer(folder: Path, num_layers: int | None) -> PreTrainedModel:
         # It stands in for nothing: the architecture that these weights come from has no token types.
         model.embeddings.token_type_embeddings.requires_grad_(False)
     return model
+
+
+# What stands on top of an encoder in checkpoints of other tasks.
+_HEADS = ("cls.", "lm_head.", "classifier.", "qa_outputs.", "vocab_", "predictions.", "discriminator_", "mlm_head.")
+
+
+def _refuse_misfit(report: dict[str, Any], folder: Path, architecture: str) -> None:
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise ArtifactError(
+            f"{folder}: the weights lack {len(missing)} tensors of {architecture}, such as {', '.join(missing[:3])}; "
+            "the checkpoint belongs to another architecture or is incomplete"
+        )
+    shapes = [
+        f"{name} is {list(found)}, expected {list(expected)}"
+        for name, found, expected in report["mismatched_keys"]
+        if not name.startswith("pooler.")
+    ]
+    if shapes:
+        raise ArtifactError(
+            f"{folder}: {len(shapes)} tensors of the weights have other shapes than config.json says, such as "
+            f"{'; '.join(sorted(shapes)[:3])}"
+        )
 
 
 def keep_layers(model: PreTrainedModel, num_layers: int, where: Path) -> None:

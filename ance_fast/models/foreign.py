@@ -124,7 +124,8 @@ def foreign_tokenizer(folder: Path, kind: str, options: ReadOptions, preset: str
     if not source.exists():
         raise ArtifactError(f"{source}: no such tokenizer")
     if (source / "tokenizer.json").is_file():
-        tokenizer = _load(source, "any")
+        # transformers knows no SEED-Encoder, and would say so when it looks for a class of its own.
+        tokenizer = _load(source, "fast" if kind == "seed" else "any")
         return tokenizer if options.text_preset is None else released_tokenizer(tokenizer, options.text_preset)
     missing = [name for name in _VOCABULARIES[kind] if source.is_dir() and not (source / name).is_file()]
     if missing:
@@ -141,9 +142,14 @@ _VOCABULARIES = {"roberta": ("vocab.json", "merges.txt"), "bert": ("vocab.txt",)
 
 
 def _load(source: Path, kind: str) -> Any:
-    from transformers import AutoTokenizer, BertTokenizer, RobertaTokenizer
+    from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast, RobertaTokenizer
 
-    classes: dict[str, Any] = {"roberta": RobertaTokenizer, "bert": BertTokenizer, "any": AutoTokenizer}
+    classes: dict[str, Any] = {
+        "roberta": RobertaTokenizer,
+        "bert": BertTokenizer,
+        "fast": PreTrainedTokenizerFast,
+        "any": AutoTokenizer,
+    }
     try:
         return classes[kind].from_pretrained(source)
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -113,7 +113,9 @@ def read_layout(folder: Path) -> CheckpointLayout:
         routes = read_routes(chain[0][1])
         document, query = (_tower(folder, routes[route] + chain[1:]) for route in ("document", "query"))
         # Both routes may lead through the same modules.
-        return document if routes["document"] == routes["query"] else replace(document, query=query)
+        if routes["document"] == routes["query"]:
+            return document
+        return replace(document, query=replace(query, chunks=None))
     return _tower(folder, chain)
 
 

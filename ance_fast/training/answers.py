@@ -52,9 +52,7 @@ class AnswerMatch:
         places = places[np.argsort(rows[places], kind="stable")]
         distinct, number = np.unique(rows[places], return_inverse=True)
         for start in range(0, len(distinct), _BLOCK):
-            texts = self._words.cut(
-                self._passages.document(row).text for row in distinct[start : start + _BLOCK].tolist()
-            )
+            texts = self._words.cut(self._passages.texts(distinct[start : start + _BLOCK]))
             here = slice(*np.searchsorted(number, [start, start + _BLOCK]))
             asked = np.searchsorted(self._asked, queries[places[here]])
             found[places[here]] = self._words.match(asked, texts, number[here] - start)

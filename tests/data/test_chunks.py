@@ -117,6 +117,9 @@ def test_a_store_on_disk_knows_its_documents(tokenizer: Any, tmp_path: Path, rul
     assert [int(chunk) for _, _, chunk in names] == owner
     assert list(store.documents()) == CORPUS
     assert [store.document(row) for row in range(len(store))] == [CORPUS[number] for number in documents.numbers]
+    backwards = np.arange(len(store))[::-1]
+    assert store.texts(backwards) == [CORPUS[number].text for number in documents.numbers[backwards]]
+    assert store.corpus.texts(np.array([3, 0])) == [CORPUS[3].text, CORPUS[0].text]
     assert documents.positions(["d#3", "d#3#0", "d#0"]).tolist() == [3, -1, 0]
     offsets, of_two = documents.rows_of(np.array([3, 1]))
     assert offsets.tolist() == [0, documents.filled[3], documents.filled[3] + documents.filled[1]]

@@ -57,6 +57,15 @@ def test_documents_come_back_from_the_store(store: TokenStore, in_memory: TokenS
     assert in_memory.document(2) == Document("c", "running dogs")
 
 
+def test_texts_of_many_rows_come_in_their_order_without_titles(store: TokenStore, in_memory: TokenStore) -> None:
+    for one in (store, in_memory):
+        for rows in ([], [3], [4, 0, 2, 4, 1]):
+            assert one.texts(np.array(rows, dtype=np.int64)) == [one.document(row).text for row in rows]
+        for rows in ([0, 5], [-1]):
+            with pytest.raises(IndexError, match="of a token store with 5 rows"):
+                one.texts(np.array(rows))
+
+
 def test_rows_count_from_the_end_too_and_stop_at_both(store: TokenStore) -> None:
     assert store.id(-1) == "ü e"
     assert store.document(np.int64(3)).id == "d"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 from ance_fast.cli.main import app
 from ance_fast.data import ChunkRules, Document, TokenStore, read_run
 from ance_fast.encoding import encode_matrix
-from ance_fast.errors import DataError
+from ance_fast.errors import ConfigError, DataError
 from ance_fast.evaluation.rerank import rerank
 from ance_fast.models import Encoder
 
@@ -28,19 +29,28 @@ def folder(tiny: Callable[..., Path]) -> Path:
     return tiny("Bert", num_hidden_layers=1)
 
 
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> Encoder:
+    return Encoder.load(folder)
+
+
+@pytest.fixture
+def encoder(loaded: Encoder) -> Iterator[Encoder]:
+    """Scores by inner products, as checkpoints of ANCE say; one that says nothing means cosines."""
+    before = loaded.layout
+    loaded.layout = replace(before, similarity="dot")
+    yield loaded
+    loaded.layout = before
+
+
 def documents() -> list[Document]:
     return [Document(name, text) for name, text in TEXTS.items()]
 
 
-def with_products(encoder: Encoder) -> Encoder:
-    """Scores by inner products, as checkpoints of ANCE say; one that says nothing means cosines."""
-    encoder.layout = replace(encoder.layout, similarity="dot")
-    return encoder
-
-
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
-def test_candidates_get_the_scores_of_queries_and_documents_encoded_one_by_one(folder: Path, similarity: str) -> None:
-    encoder = Encoder.load(folder)
+def test_candidates_get_the_scores_of_queries_and_documents_encoded_one_by_one(
+    encoder: Encoder, similarity: str
+) -> None:
     encoder.layout = replace(encoder.layout, similarity=similarity)
     run = rerank(encoder, QUERIES, CANDIDATES, iter(documents()))
     assert {query: list(scores) for query, scores in run.items()} == {"q2": ["d3", "d0", "d11"], "q1": ["d5"], "q3": []}
@@ -52,16 +62,15 @@ def test_candidates_get_the_scores_of_queries_and_documents_encoded_one_by_one(f
             assert score == pytest.approx(float(vector @ other / length), rel=1e-5)
 
 
-def test_two_towers_encode_each_their_own_side(tiny: Callable[..., Path], folder: Path) -> None:
-    query, document = Encoder.load(tiny("Roberta", num_hidden_layers=1)), Encoder.load(folder)
-    run = rerank(with_products(Encoder.pair(query, document)), QUERIES, {"q1": ["d5"]}, documents())
+def test_two_towers_encode_each_their_own_side(tiny: Callable[..., Path], encoder: Encoder) -> None:
+    query, document = Encoder.load(tiny("Roberta", num_hidden_layers=1)), copy.deepcopy(encoder)
+    run = rerank(Encoder.pair(query, document), QUERIES, {"q1": ["d5"]}, documents())
     expected = float(query.encode_query(QUERIES["q1"]) @ document.encode_document(TEXTS["d5"]))
     assert run["q1"]["d5"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("rules", [ChunkRules(8, 3, True, False), ChunkRules(8, 3, False, True)])
-def test_a_document_in_chunks_has_the_score_of_its_best_one(folder: Path, rules: ChunkRules) -> None:
-    encoder = with_products(Encoder.load(folder))
+def test_a_document_in_chunks_has_the_score_of_its_best_one(encoder: Encoder, rules: ChunkRules) -> None:
     encoder.set_chunks(rules)
     run = rerank(encoder, QUERIES, CANDIDATES, documents())
     store = TokenStore.from_texts(
@@ -92,7 +101,7 @@ def test_what_is_missing_is_counted_and_nothing_left_is_refused(folder: Path, ca
 
 
 def test_the_command_takes_bm25s_passages_with_their_texts(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, loaded: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("ance_fast"), "level", logging.WARNING)
     lines = [f"{query}\t{name}\t{QUERIES[query]}\t{TEXTS[name]}\n" for query in QUERIES for name in ("d1", "d2", "d3")]
@@ -112,10 +121,11 @@ def test_the_command_takes_bm25s_passages_with_their_texts(
     run = read_run(tmp_path / "out.trec")
     assert '"R@3": ' in shown
     assert [len(scores) for scores in run.values()] == [2, 2, 2]
-    encoder = Encoder.load(folder)
     for query, scores in run.items():
-        vector = encoder.encode_query(QUERIES[query], normalize_embeddings=True)
-        others = encoder.encode_document([TEXTS[f"d{number}"] for number in (1, 2, 3)], normalize_embeddings=True)
+        vector = loaded.encode_query(QUERIES[query], normalize_embeddings=True)
+        others = loaded.encode_document([TEXTS[f"d{number}"] for number in (1, 2, 3)], normalize_embeddings=True)
         assert sorted(scores.values()) == pytest.approx(sorted((others @ vector).tolist())[1:], rel=1e-5)
+    with pytest.raises(ConfigError, match="unknown metric 'magic'"):
+        rank(f"top1000:{file}", "--metrics", "magic")
     assert "3 queries; nothing to measure by" in rank(f"top1000:{file}")
     assert [len(scores) for scores in read_run(tmp_path / "out.trec").values()] == [3, 3, 3]

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import io
 import pickle
+import shutil
 import sys
 import tarfile
 import types
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ance_fast import Encoder
@@ -65,6 +66,34 @@ def test_tensors_of_seed_encoder_are_named_as_its_files_name_them(released: Any)
     del content["model"]["encoder.sentence_encoder.embed_positions.weight"]
     torch.save(content, path)
     assert "tensors 1 missing (encoder.sentence_encoder.embed_positions.weight)" in refusal(path)
+
+
+def test_tensors_of_a_plain_folder_are_named_too(
+    tiny: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "bert"
+    shutil.copytree(tiny("Bert"), folder)
+    whole = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    name = "encoder.layer.1.output.dense.bias"
+
+    def load(state: dict[str, object]) -> Encoder:
+        torch.save(state, folder / "pytorch_model.bin")
+        return Encoder.load(str(folder))
+
+    with pytest.raises(ArtifactError, match=f"lack 1 tensors of BertModel, such as {name};"):
+        load({key: value for key, value in whole.items() if key != name})
+    with pytest.raises(ArtifactError, match=rf"1 tensors .* such as {name} is \[48\], expected \[32\]"):
+        load(whole | {name: torch.zeros(48)})
+    with pytest.raises(ArtifactError, match="a pickle of more than tensors, which is not read"):
+        load(whole | {"task": Custom()})
+    with caplog.at_level("WARNING", logger="ance_fast"):
+        load(whole | {"cls.predictions.bias": torch.zeros(3)})
+        load(whole | {"encoder.layer.2.output.dense.bias": torch.zeros(3), "lstm.weight": torch.zeros(2)})
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("ance_fast")] == [
+        f"{folder}: 2 tensors of the weights have no place in a BertModel and are left out, such as "
+        "encoder.layer.2.output.dense.bias, lstm.weight"
+    ]
 
 
 @pytest.mark.parametrize(

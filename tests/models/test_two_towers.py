@@ -17,6 +17,7 @@ from torch import nn
 
 from ance_fast import Encoder
 from ance_fast.artifacts import open_artifact
+from ance_fast.data.chunks import ChunkRules
 from ance_fast.data.packing import PackedBatch, Packer, ragged
 from ance_fast.errors import ArtifactError, ConfigError
 from ance_fast.models.unused_weights import zero_gradients
@@ -67,12 +68,14 @@ def test_a_saved_pair_opens_here_and_in_sentence_transformers_with_equal_vectors
 ) -> None:
     pair = Encoder.pair(*towers)
     pair.set_lengths(max_query_length=7, max_document_length=30)
+    pair.set_chunks(ChunkRules(30, 4, first_token=True, keep_empty=False))
     pair.save(tmp_path / "saved")
     open_artifact(tmp_path / "saved")
     again = Encoder.load(str(tmp_path / "saved"), device="cpu")
     theirs = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
     assert again.fingerprint() == pair.fingerprint()
     assert (again.max_query_length, again.max_document_length) == (7, 30)
+    assert (again.chunks, again.for_queries.chunks) == (pair.chunks, None), "queries are not cut into chunks"
     for method in ("encode_query", "encode_document", "encode"):
         expected = getattr(pair, method)(TEXTS)
         np.testing.assert_array_equal(getattr(again, method)(TEXTS), expected)

@@ -15,7 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sampler_cases import examples_of
+from transformers import AutoTokenizer
 
+from ance_fast.data import Document, TokenStore
 from ance_fast.errors import DataError
 from ance_fast.training.answers import AnswerMatch, read_answers
 from ance_fast.training.examples import Examples
@@ -23,21 +25,23 @@ from ance_fast.training.examples import Examples
 
 def store(*texts: str) -> Any:
     """Stands for a token store where only texts matter."""
-    return SimpleNamespace(chunked=None, document=lambda row: SimpleNamespace(text=texts[row]))
+    return SimpleNamespace(chunked=None, texts=lambda rows: [texts[row] for row in rows])
 
 
-def test_a_title_is_not_looked_at_and_only_asked_queries_read_passages() -> None:
-    read: list[int] = []
+def test_a_title_is_not_looked_at_and_only_asked_queries_read_passages(tiny_bert: Path, tmp_path: Path) -> None:
+    documents = [Document(f"d{row}", "in Zu\u0308rich", "Bern") for row in range(10)]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    passages = TokenStore.build(documents, tokenizer, tmp_path / "t", max_length=4, shard_rows=3)
+    read: list[list[int]] = []
 
-    def document(row: int) -> Any:
-        read.append(row)
-        return SimpleNamespace(text="in Zu\u0308rich", title="Bern", full_text="Bern in Zürich")
+    def texts(rows: np.ndarray) -> list[str]:
+        read.append(rows.tolist())
+        return passages.texts(rows)
 
-    passages: Any = SimpleNamespace(document=document)
-    match = AnswerMatch(passages, {2: ["Bern"], 5: ["none", "ZÜRICH"]})
+    match = AnswerMatch(SimpleNamespace(texts=texts), {2: ["Bern"], 5: ["none", "ZÜRICH"]})  # type: ignore[arg-type]
     found = match(np.array([5, 2, 3, 5]), np.array([9, 9, 7, 4]))
     assert found.tolist() == [True, False, False, True]
-    assert read == [4, 9]
+    assert read == [[4, 9]]
 
 
 def test_it_reaches_a_worker_process_by_its_answers() -> None:

@@ -29,16 +29,13 @@ def questions(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("chunks", [None, ChunkRules(4, 2, True, False)])
-def test_questions_are_measured_by_answers_beside_judgements(
-    tiny_bert: Path, questions: Path, tmp_path: Path, chunks: ChunkRules | None
-) -> None:
+def test_questions_are_measured_by_answers_beside_judgements(tiny_bert: Path, questions: Path, tmp_path: Path) -> None:
     dataset, encoder = load_dataset(f"dpr:{questions}", split="dev"), Encoder.load(tiny_bert)
+    chunks = ChunkRules(4, 2, True, False)
     encoder.set_chunks(chunks)
     store = TokenStore.build(dataset.corpus, encoder.tokenizer, tmp_path / "t", max_length=4, chunks=chunks)
     index = Index.build(encode_matrix(encoder, store, batch_tokens=64), store.ids, metric="cosine")
-    if chunks is not None:
-        index.document_separator = "#"
+    index.document_separator = "#"
     held_out = HeldOut(dataset, encoder)
     run = held_out.search(encoder, index)
     report = DevMeasure(held_out, ("top-2", "RR@10", "top-100"), tmp_path / "run", store)(encoder, index, 5)

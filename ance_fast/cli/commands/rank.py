@@ -58,6 +58,8 @@ def rank(
     import ance_fast
     from ance_fast.data import load_dataset, write_run
 
+    names = [name.strip() for name in metrics.split(",") if name.strip()]
+    ance_fast.evaluate({"q": {"d": 1.0}}, {"q": {"d": 1}}, names)  # refused before anything is encoded
     dataset = load_dataset(data, split=split)
     if not dataset.queries:
         raise DataError(f"{data}: holds no queries to rank for")
@@ -72,7 +74,6 @@ def rank(
     cut_documents(encoder, chunks)
     run = _full(encoder, dataset, k or 100) if candidates is None else _again(encoder, dataset, candidates, k)
     write_run(output, run, Path(model).name)
-    names = [name.strip() for name in metrics.split(",") if name.strip()]
     result = dict(ance_fast.evaluate(run, dataset.qrels, names)) if dataset.qrels else {}
     if json:
         print_json({"run": str(output), **result})
