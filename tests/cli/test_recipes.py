@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer.main
+
+from ance_fast.cli.main import app
+from ance_fast.cli.recipes import chosen_recipe
+from ance_fast.errors import ConfigError
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -112,3 +118,32 @@ def test_recipes_are_listed_and_shown(run: Run, recipe: Path) -> None:
     found = json.loads(run("recipes", "--json").stdout)
     assert "openqa-nq" in {each["name"] for each in found}
     assert all(each["title"] and each["source"] and each["start"] and each["expect"] for each in found)
+
+
+@pytest.mark.parametrize(
+    ("processes", "arguments", "batch"),
+    [
+        (1, ("msmarco-passage-firstp",), (8, 8)),
+        (4, ("msmarco-passage-firstp",), (8, 2)),
+        (1, ("msmarco-passage-firstp", "--batch-size", "64"), (64, 1)),
+        (2, ("msmarco-passage-firstp", "--gradient-accumulation", "3"), (8, 3)),
+        (1, ("dpr-nq",), (128, 1)),
+        (8, ("dpr-nq",), (16, 1)),
+        (4, ("msmarco-doc-maxp",), (2, 16)),
+    ],
+)
+def test_torchruns_processes_share_the_published_batch(
+    processes: int, arguments: tuple[str, ...], batch: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    asked = ["--recipe", *arguments, "--data", "some where", "-m", "start"]
+    context = typer.main.get_command(app).commands["train"].make_context("train", asked)  # type: ignore[attr-defined]
+    assert (context.params["batch_size"], context.params["gradient_accumulation"]) == batch
+    assert context.params["model"] == "start"
+    assert "some where" in context.params["data"]
+    chosen = chosen_recipe(context)
+    assert chosen is not None
+    assert any("some where" in word for word in shlex.split(chosen.then(Path("run"))[0]))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="--tiny rehearses in one process"):
+        typer.main.get_command(app).commands["train"].make_context("train", ["--recipe", arguments[0], "--tiny"])  # type: ignore[attr-defined]
