@@ -2,8 +2,8 @@
 
     python -m benchmarks.run --suite NAME --out DIR [options of the suite]
 
-NAME: ops, encode, ring, index, topk, pipeline, scale, refresh, sampler. `--suite NAME --help` shows what one measures
-and its options.
+NAME: ops, encode, ring, index, topk, pipeline, scale, refresh, sampler, data, answers. `--suite NAME --help` shows what
+one measures and its options.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ SUITES = {
     "scale": "benchmarks.scale",
     "refresh": "benchmarks.refresh.run",
     "sampler": "benchmarks.sampler",
+    "data": "benchmarks.data",
+    "answers": "benchmarks.answers",
 }
 
 

@@ -20,6 +20,7 @@ from rich.logging import RichHandler
 
 from ance_fast.cli.commands.bm25 import bm25
 from ance_fast.cli.commands.convert import convert
+from ance_fast.cli.commands.convert_embeddings import convert_embeddings
 from ance_fast.cli.commands.demo import demo
 from ance_fast.cli.commands.encode import encode
 from ance_fast.cli.commands.evaluate import evaluate
@@ -59,9 +60,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train dense retrievers with ANCE; encode, index and search corpora.",
 )
-_COMMANDS = (demo, tokenize, encode, index, search, mine, train, recipes, report, rank, bm25, evaluate, convert, info)
+_COMMANDS = (
+    demo, tokenize, encode, index, search, mine, train, recipes, report, rank, bm25, evaluate, convert,
+    convert_embeddings, info,
+)  # fmt: skip
 for command in _COMMANDS:
-    app.command(name=command.__name__, cls=RecipeCommand if command is train else None)(_interruptible(command))
+    name = command.__name__.replace("_", "-")
+    app.command(name=name, cls=RecipeCommand if command is train else None)(_interruptible(command))
 
 
 @app.callback()

@@ -153,9 +153,10 @@ class Dataset:
     """A retrieval data set. A corpus alone (`tsv:`, `parquet:`, a pipe, ...) has neither queries nor judgements.
 
     queries: id -> text, in the file's order; with judgements, only the judged ones. query_tokens: the same queries
-    where others tokenised them and there are no texts. qrels: every judgement, also of
-    documents the corpus lacks. negatives: query id -> ids of documents to train against. scores: query id -> document
-    id -> score of a teacher. split: None when no judgements were asked for.
+    where others tokenised them and there are no texts. qrels: every judgement, also of documents the corpus lacks.
+    negatives: query id -> ids of documents to train against. scores: query id -> document id -> score of a teacher.
+    answers: query id -> strings that answer it. split: None when no judgements were asked for. triples: a file of text
+    triples, which training goes through in its order; there are then no queries and judgements beside it.
     """
 
     name: str
@@ -166,6 +167,8 @@ class Dataset:
     negatives: dict[str, list[str]] | None = None
     scores: dict[str, dict[str, float]] | None = None
     query_tokens: TokenCorpus | None = None
+    triples: Path | None = None
+    answers: dict[str, list[str]] | None = None
 
     def training_qrels(self, document_ids: IdTable | Collection[str]) -> Qrels:
         """The judgements usable for training against the corpus of `document_ids`; see `drop_unknown`."""

@@ -75,10 +75,12 @@ def read_dpr(
         return Dataset(folder.name, corpus, {}, Qrels())
     plain = without_mark if strip_question_mark else str
     files = _split_files(folder, split, questions)
-    found = _Found({}, Qrels(), {})
+    found = _Found({}, Qrels(), {}, {})
     for name, file in files.items():
         found = _added(found, file, f"{name}-" if len(files) > 1 else "", plain, None if positives == "all" else 1)
-    return Dataset(folder.name, corpus, found.queries, found.qrels, split, found.negatives or None)
+    return Dataset(
+        folder.name, corpus, found.queries, found.qrels, split, found.negatives or None, answers=found.answers
+    )
 
 
 def passage_lines(path: Path, separator: str = "[SEP]") -> Iterator[tuple[int, Document]]:
@@ -121,6 +123,7 @@ class _Found(NamedTuple):
     queries: dict[str, str]
     qrels: Qrels
     negatives: dict[str, list[str]]
+    answers: dict[str, list[str]]
 
 
 def _added(found: _Found, file: Path, prefix: str, plain: Callable[[str], str], limit: int | None) -> _Found:
@@ -128,6 +131,7 @@ def _added(found: _Found, file: Path, prefix: str, plain: Callable[[str], str], 
     if not file.name.partition(".")[2].startswith("json"):
         for question in read_questions(file):
             found.queries[prefix + question.id] = plain(question.text)
+            found.answers[prefix + question.id] = question.answers
         return found
 
     def judgements(path: Path) -> Iterator[Judgement]:
@@ -145,6 +149,7 @@ def _added(found: _Found, file: Path, prefix: str, plain: Callable[[str], str], 
             continue
         identifier = prefix + example.question.id
         found.queries[identifier] = plain(example.question.text)
+        found.answers[identifier] = example.question.answers
         qrels[identifier] = dict.fromkeys(example.positives[:limit], 1)
         negatives = [one for one in dict.fromkeys(example.negatives) if one not in example.positives]
         if negatives:

@@ -39,8 +39,15 @@ def read_kilt(path: str | Path, split: str | None = "dev", *, task: str | None =
     if split is None:
         return Dataset(folder.name, corpus, {}, Qrels())
     file = _task_file(folder, split, task)
-    queries = {question.id: question.text for question in read_questions(file)}
-    return Dataset(folder.name, corpus, queries, qrels_from_judgements(file, provenance_lines), split)
+    questions = list(read_questions(file))
+    return Dataset(
+        folder.name,
+        corpus,
+        {question.id: question.text for question in questions},
+        qrels_from_judgements(file, provenance_lines),
+        split,
+        answers={question.id: question.answers for question in questions},
+    )
 
 
 def page_lines(path: Path) -> Iterator[tuple[int, Document]]:

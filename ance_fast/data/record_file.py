@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ance_fast.errors import ConfigError, DataError
 META = "_meta"
 _PIECE = 8192
 _CHECKED = 4096
+_HASHED = 1 << 22
 
 
 class RecordFile:
@@ -74,12 +76,16 @@ class RecordFile:
         """Token ids of one record without padding, int32. Raises as `tokens`."""
         return self.tokens(np.array([number])).values
 
-    def digest(self) -> str:
-        """BLAKE2b (128 bits, hex) of the file; about a gigabyte a second."""
+    def digest(self, threads: int = 1) -> str:
+        """BLAKE2b (128 bits, hex) of the hashes of the file's parts; about a gigabyte a second and thread."""
+
+        def of_part(start: int) -> bytes:
+            return hashlib.blake2b(self._words[start : start + _HASHED].data, digest_size=16).digest()
+
         digest = hashlib.blake2b(b"%d %d\n" % (len(self), self.length), digest_size=16)
-        step = 1 << 22
-        for start in range(0, len(self._words), step):
-            digest.update(self._words[start : start + step].data)
+        with ThreadPoolExecutor(threads) as pool:
+            for part in pool.map(of_part, range(0, len(self._words), _HASHED)):
+                digest.update(part)
         return digest.hexdigest()
 
     def refuse_other(self, tokenizer: Any) -> None:

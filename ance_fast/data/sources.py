@@ -29,6 +29,7 @@ from ance_fast.data.msmarco_docs import read_msmarco_docs
 from ance_fast.data.parquet import read_parquet
 from ance_fast.data.record_file import META
 from ance_fast.data.text_corpora import read_corpus_jsonl, read_pipe, read_text, read_tsv
+from ance_fast.data.text_triples import distinct_passages
 from ance_fast.data.token_build import KIND as STORE
 from ance_fast.data.token_store import TokenStore
 from ance_fast.data.training_jsonl import is_training_jsonl, read_jsonl
@@ -128,6 +129,14 @@ FORMS: dict[str, Form] = {
     "irds": Form("irds:NAME", lambda path, split, _: read_irds(path, split), ""),
     "jsonl": Form("jsonl:FILE", _read_jsonl, "train", _FIELDS, _files(".jsonl", ".ndjson")),
     "tsv": Form("tsv:FILE", lambda path, split, _: read_tsv(path), find=_files(".tsv")),
+    "triples": Form(
+        "triples:FILE (query <tab> positive <tab> negative)",
+        lambda path, split, _: Dataset(
+            Path(path).name, Corpus(path, distinct_passages), {}, split=split, triples=Path(path)
+        ),
+        "train",
+        find=lambda path: find_file(Path(path).parent, Path(path).name),
+    ),
     "text": Form("text:FILE", lambda path, split, _: read_text(path), find=_files(".txt")),
     "parquet": Form(
         "parquet:FILE|DIR",

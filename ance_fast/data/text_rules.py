@@ -31,7 +31,7 @@ class TextRules:
     - `lower_case`: each character by itself is made lower case (capital sigma at the end of a word too), before special
       tokens are looked for, so that `</S>` becomes the token `</s>`; a special token spelt exactly is spared.
     - `strip`: blanks around special tokens and at both ends of a text are taken away.
-    - `prefix_space`: a blank is put before text that begins with none, as later versions of transformers do.
+    - `prefix_space`: a blank is put before each piece of text that begins with none (transformers: `add_prefix_space`).
     - `special_tokens`: `</s>` in a text is the special token, not four characters.
     - `drop_end`: truncation cuts the end token off with the rest of the text.
     - `leave_out_padding`: the padding token, spelt out in a text, takes no place in the sequence.

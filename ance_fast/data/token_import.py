@@ -56,7 +56,7 @@ def import_tokens(
     target = Path(os.path.abspath(path))
     source = _Source(corpus, tokenizer, max_length, prompt, chunks)
     refuse_foreign(target, KIND)
-    content = source.content()
+    content = source.content(threads)
     if _is_there(target, source.recipe, content, replace):
         return target
     rows = max(1, min(1 << 16, _SHARD_IDS // corpus.records.length))
@@ -131,9 +131,9 @@ class _Source:
         tokens, counts = self.tokens(rows)
         return write_shard(path, self.names(rows), tokens, self.recipe, "", counts)
 
-    def content(self) -> str:
+    def content(self, threads: int = 1) -> str:
         """A hash of all tokens and ids."""
-        digest = hashlib.blake2b(self.corpus.records.digest().encode(), digest_size=16)
+        digest = hashlib.blake2b(self.corpus.records.digest(threads).encode(), digest_size=16)
         for chunk in self.corpus.ids.arrow.chunks:
             _, ends, letters = chunk.buffers()
             starts = np.frombuffer(ends, dtype=np.int64)[: len(chunk) + 1]

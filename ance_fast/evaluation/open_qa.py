@@ -106,8 +106,7 @@ def read_answer_lists(path: str | os.PathLike[str]) -> Iterator[tuple[int, str, 
     first: dict[str, int] = {}
     for line, value in read_json_lines(path):
         query, answers = value.get("query"), value.get("answers")
-        strings = isinstance(answers, list) and all(isinstance(one, str) for one in answers)
-        if not isinstance(query, str) or not strings:
+        if not isinstance(query, str) or not isinstance(answers, list) or any(type(one) is not str for one in answers):
             raise DataError(f'{path}:{line}: expected {{"query": id, "answers": [strings]}}')
         if first.setdefault(query, line) != line:
             raise DataError(f"{path}:{line}: query {query!r} again, first at {path}:{first[query]}")
@@ -212,13 +211,22 @@ def _texts(
     if isinstance(passages, str | os.PathLike):
         passages = open_texts(str(passages))
     if isinstance(passages, TokenStore):
-        rows = passages.positions(list(wanted))
+        rows = _rows(passages, list(wanted))
         for number in np.argsort(rows, kind="stable")[int((rows < 0).sum()) :].tolist():
             yield number, passages.document(int(rows[number])).text
     elif isinstance(passages, Mapping):
         yield from ((number, passages[name]) for name, number in wanted.items() if name in passages)
     else:
         yield from ((wanted[document.id], document.text) for document in passages if document.id in wanted)
+
+
+def _rows(store: TokenStore, names: list[str]) -> np.ndarray:
+    """The row of each document, or of its first chunk; int64, -1 where there is none."""
+    chunked = store.chunked
+    if chunked is None:
+        return store.positions(names)
+    numbers = chunked.positions(names)
+    return np.where(numbers >= 0, chunked.starts[numbers], -1)
 
 
 def open_texts(spec: str) -> TokenStore | Corpus:

@@ -13,6 +13,15 @@ from pathlib import Path
 from ance_fast.errors import ArtifactError, ConfigError
 from ance_fast.models.ance_checkpoints import is_ance, is_castorini, read_ance, write_ance, write_castorini
 from ance_fast.models.ance_head import fresh_head
+from ance_fast.models.dpr_checkpoints import (
+    is_dpr_file,
+    is_seed_nq_file,
+    read_dpr_file,
+    read_seed_nq_file,
+    write_dpr_file,
+    write_seed_nq_file,
+)
+from ance_fast.models.dpr_folders import is_dpr_folder, read_dpr_folder, write_dpr_folder
 from ance_fast.models.encoder import Encoder
 from ance_fast.models.foreign import ReadOptions
 from ance_fast.models.seed_checkpoints import (
@@ -23,7 +32,7 @@ from ance_fast.models.seed_checkpoints import (
     write_fairseq,
     write_finetuned,
 )
-from ance_fast.models.seed_folders import is_seed_folder, read_seed_folder, write_seed_folder
+from ance_fast.models.seed_folders import is_seed_folder, read_seed_folder, why_no_tar, write_seed_folder
 from ance_fast.models.weight_files import read_state
 
 
@@ -48,7 +57,7 @@ def _is_own(path: Path, trust: bool = False) -> bool:
 
 
 def _is_plain(path: Path, trust: bool = False) -> bool:
-    return (path / "config.json").is_file() and not is_seed_folder(path) and not is_ance(path, trust)
+    return (path / "config.json").is_file()
 
 
 def _read_own(path: Path, options: ReadOptions) -> Encoder:
@@ -58,9 +67,15 @@ def _read_own(path: Path, options: ReadOptions) -> Encoder:
     return Encoder.load(str(path), "cpu", "float32", "padded", text_preset=options.text_preset)
 
 
+# In the order in which they are tried: every folder of weights would pass for the last.
 FORMATS: dict[str, Format] = {
     "sentence-transformers": Format(
         "folder of sentence-transformers, which this package saves", _is_own, _read_own, lambda e, path: e.save(path)
+    ),
+    "dpr-cp": Format("file of DPR, two BERT towers", is_dpr_file, read_dpr_file, write_dpr_file),
+    "dpr-hf": Format("folder of transformers' DPR", is_dpr_folder, read_dpr_folder, write_dpr_folder),
+    "seed-nq": Format(
+        "file of SEED-Encoder for Natural Questions, two towers", is_seed_nq_file, read_seed_nq_file, write_seed_nq_file
     ),
     "castorini": Format("folder of castorini's ANCE ports", is_castorini, read_ance, write_castorini),
     "ance": Format("folder of microsoft/ANCE, rdot_nll", is_ance, read_ance, write_ance),
@@ -80,6 +95,9 @@ def find_format(path: Path, trust: bool = False) -> str:
         if form.detect(path, trust):
             return name
     if path.is_file():
+        problem = why_no_tar(path)
+        if problem is not None:
+            raise ArtifactError(f"{path}: {problem}")
         content = read_state(path, trust=trust, mapped=True)
         names = ", ".join(map(str, list(content)[:3])) if isinstance(content, dict) else type(content).__name__
         raise ArtifactError(f"{path}: no known form of checkpoint (it holds {names}); known are {', '.join(FORMATS)}")
@@ -136,12 +154,15 @@ def with_head(encoder: Encoder, head: str, seed: int = 42) -> Encoder:
     """`encoder` with the head it has ("keep"), without one ("none"), or with ANCE's, untrained ("fresh").
 
     "fresh" also pools the first token and leaves out L2-normalisation, as `rdot_nll` does: it is where a warm-up starts
-    from a language model. Raises `ConfigError` for anything else.
+    from a language model. Raises `ConfigError` for anything else. Of two towers each gets its own.
     """
     if head == "keep":
         return encoder
     if head not in ("none", "fresh"):
         raise ConfigError(f"head={head!r}: choose keep, none or fresh")
+    if encoder.query_encoder is not None:
+        document = Encoder(encoder.backbone, encoder.head, encoder.tokenizer, encoder.layout)
+        return Encoder.pair(with_head(encoder.query_encoder, head, seed), with_head(document, head, seed)).eval()
     layout = dataclasses.replace(encoder.layout, head=())
     modules = encoder.head[:0]
     if head == "fresh":

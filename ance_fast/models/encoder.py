@@ -468,7 +468,7 @@ class Encoder(nn.Module):
             self._write_tower(folder)
             return
         for tower, route in ((self, "document"), (self.query_encoder, "query")):
-            (folder / route).mkdir()
+            (folder / route).mkdir(exist_ok=True)
             tower._write_tower(folder / route)
         write_routes(folder)
 

@@ -97,7 +97,7 @@ def _settings(state: Mapping[str, Tensor], where: Path, prefix: str, heads: Any,
     needed = ("embed_tokens.weight", _POSITIONS, "layers.0.fc1.weight")
     missing = [prefix + name for name in needed if name not in state or state[name].ndim != 2]
     if missing:
-        raise ArtifactError(f"{where}: the weights do not fit; {len(missing)} tensors missing ({', '.join(missing)})")
+        raise ArtifactError(f"{where}: the weights do not fit; tensors {len(missing)} missing ({', '.join(missing)})")
     vocabulary, hidden = state["embed_tokens.weight"].shape
     if heads is None:
         if hidden % 64:

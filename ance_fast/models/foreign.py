@@ -104,6 +104,10 @@ def foreign_layout(folder: Path, tokenizer: Any, where: Path, head: tuple[HeadMo
         chunks=noted_chunks(folder),
     )
     notes = read_notes(folder)
+    for name in NOTES:
+        known = notes.get(name) in ("cls", "mean") if name == "pooling" else isinstance(notes.get(name), int)
+        if name in notes and not known:
+            raise ArtifactError(f"{folder}: {name}={notes[name]!r} in its ance_fast.json means nothing")
     return dataclasses.replace(layout, **{name: notes[name] for name in NOTES if name in notes})
 
 

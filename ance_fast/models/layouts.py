@@ -72,7 +72,8 @@ def refuse_missing_checkpoint(name: str) -> None:
 def resolve_checkpoint(name_or_path: str) -> Path:
     """Return the local folder or file of a checkpoint, fetching it from the Hugging Face hub when it is neither.
 
-    Raises `ArtifactError` when there is none, or when the folder holds no `config.json` or `modules.json`.
+    Raises `ArtifactError` when there is none, or when the folder holds no `config.json` or `modules.json`, nor folders
+    of towers that do.
     """
     refuse_missing_checkpoint(name_or_path)
     path = Path(name_or_path).expanduser()
@@ -80,11 +81,16 @@ def resolve_checkpoint(name_or_path: str) -> Path:
         return path
     if not path.is_dir():
         path = _download(str(name_or_path))
-    if not (path / "config.json").is_file() and not (path / "modules.json").is_file():
+    if not any((path / name).is_file() for name in ("config.json", "modules.json")) and not _holds_towers(path):
         raise ArtifactError(
             f"{path}: neither config.json nor modules.json is there, so this is not an encoder checkpoint"
         )
     return path
+
+
+def _holds_towers(folder: Path) -> bool:
+    """Whether checkpoints lie below `folder`, as those of two towers do in some formats."""
+    return len(list(folder.glob("*/config.json"))) > 1 and not list(folder.glob("*/modules.json"))
 
 
 def _download(name: str) -> Path:

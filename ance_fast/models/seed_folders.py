@@ -36,7 +36,7 @@ def is_seed_folder(path: Path, trust: bool = False) -> bool:
     """Whether `path` is a folder or a tar whose configuration is SEED-Encoder's."""
     if path.is_dir():
         return (path / "config.json").is_file() and _is_seed(read_config(path))
-    if not path.is_file() or not tarfile.is_tarfile(path):
+    if not path.is_file():
         return False
     try:
         with tarfile.open(path) as tar:
@@ -45,6 +45,18 @@ def is_seed_folder(path: Path, trust: bool = False) -> bool:
             return content is not None and _is_seed(json.load(content))
     except (tarfile.TarError, OSError, EOFError, ValueError):
         return False
+
+
+def why_no_tar(path: Path) -> str | None:
+    """What is wrong with the tar `path` that is no SEED-Encoder's; None for what is no tar."""
+    try:
+        if not tarfile.is_tarfile(path):
+            return None
+        with tarfile.open(path) as tar:
+            tar.getmembers()
+    except (tarfile.TarError, OSError, EOFError) as error:
+        return f"cannot be read as a tar, it may be cut off or damaged ({error})"
+    return "a tar without the config.json of a SEED-Encoder, so no known form of checkpoint"
 
 
 def read_seed_folder(path: Path, options: ReadOptions) -> Encoder:
@@ -120,7 +132,14 @@ def _is_seed(config: Any) -> bool:
 
 def _members(tar: tarfile.TarFile) -> dict[str, tarfile.TarInfo]:
     """The plain files of the checkpoint in `tar`, which may lie in a folder of their own, by name."""
-    files = [member for member in tar.getmembers() if member.isfile() and Path(member.name).name in _FILES]
+    files = [
+        member
+        for member in tar.getmembers()
+        if member.isfile()
+        and Path(member.name).name in _FILES
+        and not Path(member.name).is_absolute()
+        and ".." not in Path(member.name).parts
+    ]
     homes = [Path(member.name).parent for member in files if Path(member.name).name == "config.json"]
     home = min(homes, key=lambda folder: len(folder.parts), default=None)
     return {Path(member.name).name: member for member in files if Path(member.name).parent == home}

@@ -11,7 +11,6 @@ import argparse
 import pickle
 import re
 import types
-import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,9 +35,10 @@ def read_state(path: Path, *, trust: bool = False, mapped: bool = False) -> Any:
 
     Raises `ArtifactError` for a file that is missing, cut off or no such file, and for one that needs `trust`.
     """
-    # The format of torch before 1.6 cannot be mapped.
-    options: dict[str, Any] = {"map_location": "cpu", "mmap": mapped and zipfile.is_zipfile(path)}
+    options: dict[str, Any] = {"map_location": "cpu"}
     try:
+        # The format of torch before 1.6, which is no zip archive, cannot be mapped.
+        options["mmap"] = mapped and _begins(path, b"PK\x03\x04")
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, weights_only=True, **options)
     except pickle.UnpicklingError as error:
@@ -49,10 +49,11 @@ def read_state(path: Path, *, trust: bool = False, mapped: bool = False) -> Any:
         raise _unreadable(path, error) from error
     if not trust:
         found = re.search(r"GLOBAL (\S+)", refused)
-        what = f"a Python object ({found[1]})" if found else "more than tensors"
+        if found is None:
+            raise ArtifactError(f"{path}: cannot be read as a file of weights; it is none, or damaged")
         raise ArtifactError(
-            f"{path}: the pickle holds {what}, and reading that can run any code; if you trust where the file comes "
-            "from, convert it once with `ance-fast convert ... --trust`"
+            f"{path}: the pickle holds a Python object ({found[1]}), and reading that can run any code; if you trust "
+            "where the file comes from, convert it once with `ance-fast convert ... --trust`"
         )
     try:
         return torch.load(path, weights_only=False, pickle_module=_pickle_with_shells(), **options)
@@ -117,6 +118,11 @@ def _pickled(folder: Path) -> Path:
     if not path.is_file():
         raise ArtifactError(f"{folder}: no weights ({SAFETENSORS} or {PICKLED})")
     return path
+
+
+def _begins(path: Path, magic: bytes) -> bool:
+    with open(path, "rb") as file:
+        return file.read(len(magic)) == magic
 
 
 def _unreadable(path: Path, error: Exception) -> ArtifactError:

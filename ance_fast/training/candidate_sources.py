@@ -13,9 +13,9 @@ import numpy as np
 
 from ance_fast.data.token_store import TokenStore
 from ance_fast.errors import ConfigError, DataError
-from ance_fast.training.answers import read_answers
 from ance_fast.training.config import AnceConfig
 from ance_fast.training.counter_hash import counter_hash
+from ance_fast.training.dataset_answers import chosen_answers
 from ance_fast.training.documents import documents_by_file, documents_by_id
 from ance_fast.training.examples import Examples
 from ance_fast.training.given_candidates import ScoredPairs, bm25_table, pairs_of, read_pairs
@@ -181,7 +181,7 @@ def run_sampler(
         contents=contents,
         tables=tables,
         teacher=teacher,
-        answers=read_answers(settings.answers, examples) if settings.answers is not None else None,
+        answers=chosen_answers(settings.answers, examples),
     )
 
 

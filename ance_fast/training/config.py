@@ -84,13 +84,16 @@ class AnceConfig:
     candidates: run files by the name that the sampler's `sources` give them, {"tas-b": "tas-b.trec"}. "bm25" is made
         from the corpus and "dataset" of what the data set brings, unless a file has the name. The file "teacher" gives
         the teacher's scores.
-    answers: JSON Lines, {"query": id, "answers": [strings]}: of what a refresh finds for a query, passages that hold an
-        answer are left out.
+    answers: JSON Lines, {"query": id, "answers": [strings]}, or "dataset" for what a data set of questions brings: of
+        what a refresh finds for a query, passages that hold an answer are left out.
     chunks: documents are cut into chunks of which the best counts (MaxP): "released", as microsoft/ANCE does it, or
         "ours", each a passage of its own, with changes after commas ("ours,length=256,count=8"), see `ChunkRules`;
         "none". By default as the checkpoint says.
     documents, document_separator: chunks of a positive's document are no negatives. A file of lines `passage <tab>
         document`, or what stands between the document's id and the rest in the ids of its passages ("#": "doc7#0").
+    measure_every: with refresh="none", steps between two measurements of the dev queries; by default only at the end.
+    dev_candidates: a run file, or `top1000.dev`: dev queries also rank these passages alone ("eval_rerank_...").
+        full_ranking: False leaves out the ranking of the whole corpus, which then is not encoded for it.
     """
 
     output_dir: str
@@ -134,6 +137,9 @@ class AnceConfig:
     documents: str | None = None
     document_separator: str | None = None
     chunks: str | None = None
+    measure_every: str | int | None = None
+    dev_candidates: str | None = None
+    full_ranking: bool = True
     max_query_length: int | None = None
     max_document_length: int | None = None
     index_factory: str = "Flat"
@@ -197,7 +203,9 @@ class AnceConfig:
             raise ConfigError(f"learning_rate={self.learning_rate}: must be positive")
         self.metrics = tuple(self.metrics)
         self.schedule(1)
-        for name in ("first_refresh", "save_every"):
+        if not self.full_ranking and self.dev_candidates is None:
+            raise ConfigError("full_ranking=False leaves nothing to measure; give dev_candidates")
+        for name in ("first_refresh", "save_every", "measure_every"):
             value = getattr(self, name)
             if value is not None:
                 steps_of(value, 1, name)
@@ -235,6 +243,13 @@ class AnceConfig:
         mined = generation > 0 or self.start == "index"
         return chunk_of(generation, self.query_chunks if mined else 1, queries)
 
+    def measure_steps(self, steps_per_epoch: int) -> set[int]:
+        """Optimizer steps before which dev queries are measured though there is no refresh; never the first."""
+        if self.measure_every is None:
+            return set()
+        every = steps_of(self.measure_every, steps_per_epoch, "measure_every")
+        return set(range(every, self.max_steps, every))
+
     def save_steps(self, steps_per_epoch: int) -> int:
         """Optimizer steps between checkpoints: by default the refresh interval. A quarter of the run where there is
         none, or where it only says when a worker may be asked again ("async")."""
@@ -257,6 +272,7 @@ class AnceConfig:
             "rerank": ("rolling",),
             "refresh_overlap": ("sync",),
             "max_refreshes": ("sync",),
+            "measure_every": ("none",),
             "max_staleness": ("sync", "rolling", "async"),
             "refresh_device": ("async",),
             "refresh_threads": ("async",),

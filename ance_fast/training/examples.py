@@ -28,7 +28,7 @@ class Examples:
     (both int64). `texts[i]` is its text, which only lexical retrieval needs; there are none of a data set of tokens.
     `given` holds the negatives the data set brings: (query index, passage row) pairs, int64 [m, 2], or None.
     `judgements`: what is known of other passages. `triples`: int [T, 3] query index, positive row, negative row, where
-    the data set is a list of these.
+    the data set is a list of these. `answers`: query index -> strings that answer it, or None.
     """
 
     passages: TokenStore
@@ -39,6 +39,7 @@ class Examples:
     given: np.ndarray | None = None
     judgements: Judgements | None = None
     triples: np.ndarray | None = None
+    answers: dict[int, list[str]] | None = None
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -97,31 +98,16 @@ def prepare(
     Raises `DataError` when no query has a known positive, or when every passage is a positive of some query and of no
     use as a negative (a corpus of one passage).
     """
-    max_length, prompt = max_document_length or encoder.max_document_length, encoder.document_prompt
-    built: list[TokenStore] = []  # a store cannot be sent: every process maps the files itself
-
-    def build() -> None:
-        store = TokenStore.build(
-            dataset.corpus,
-            encoder.tokenizer,
-            path,
-            max_length=max_length,
-            prompt=prompt,
-            chunks=encoder.chunks,
-            num_proc=num_proc,
-            show_progress=show_progress,
-            replace=replace,
-        )
-        built.append(store)
-
-    def opened() -> None:
-        if not built:
-            kept = {"tokenizer": encoder.tokenizer, "max_length": max_length, "prompt": prompt}
-            built.append(TokenStore.open(path, **kept, chunks=encoder.chunks, verify=False))
-
-    ranks.first(build)
-    ranks.each(opened)
-    (passages,) = built
+    passages = corpus_store(
+        dataset,
+        encoder,
+        path,
+        max_length=max_document_length,
+        num_proc=num_proc,
+        show_progress=show_progress,
+        replace=replace,
+        ranks=ranks,
+    )
     corpus = passages.corpus
     qrels = dataset.training_qrels(corpus.ids)
     positives = {
@@ -155,11 +141,56 @@ def prepare(
         rows,
         _given(dataset, ids, corpus),
         find_judgements(ids, corpus, pairs, [dataset.qrels, *judged], count=len(corpus)),
+        answers=_answers(dataset, ids),
     )
+
+
+def corpus_store(
+    dataset: Dataset,
+    encoder: Encoder,
+    path: Path,
+    *,
+    max_length: int | None = None,
+    num_proc: int = 1,
+    show_progress: bool = False,
+    replace: bool = True,
+    ranks: Ranks = ALONE,
+) -> TokenStore:
+    """The corpus tokenised into the store `path`: the first of `ranks` builds it, the others open it."""
+    max_length, prompt = max_length or encoder.max_document_length, encoder.document_prompt
+    built: list[TokenStore] = []  # a store cannot be sent: every process maps the files itself
+
+    def build() -> None:
+        store = TokenStore.build(
+            dataset.corpus,
+            encoder.tokenizer,
+            path,
+            max_length=max_length,
+            prompt=prompt,
+            chunks=encoder.chunks,
+            num_proc=num_proc,
+            show_progress=show_progress,
+            replace=replace,
+        )
+        built.append(store)
+
+    def opened() -> None:
+        if not built:
+            kept = {"tokenizer": encoder.tokenizer, "max_length": max_length, "prompt": prompt}
+            built.append(TokenStore.open(path, **kept, chunks=encoder.chunks, verify=False))
+
+    ranks.first(build)
+    ranks.each(opened)
+    (store,) = built
+    return store
 
 
 def _last_positive(grades: Mapping[str, int]) -> list[str]:
     return [document for document, grade in grades.items() if grade > 0][-1:]
+
+
+def _answers(dataset: Dataset, ids: list[str]) -> dict[int, list[str]] | None:
+    return None if dataset.answers is None else {row: dataset.answers.get(query, []) for row, query in enumerate(ids)}
 
 
 def _given(dataset: Dataset, ids: list[str], corpus: TokenStore | StoreDocuments) -> np.ndarray | None:

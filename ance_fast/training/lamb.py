@@ -112,6 +112,19 @@ class Lamb(Optimizer):
         torch._foreach_add_(params, steps, alpha=-group["lr"])
 
 
+def lamb_ratios(optimizer: Any) -> dict[str, float]:
+    """Mean, least and greatest trust ratio of the last step, as "trust_ratio", "..._min", "..._max", of an optimizer or
+    what wraps it; nothing for another than LAMB, and before its first step."""
+    lamb = getattr(optimizer, "optimizer", optimizer)
+    if not isinstance(lamb, Lamb):
+        return {}
+    ratios = lamb.norms()["trust_ratio"]
+    if not len(ratios):
+        return {}
+    found = {"trust_ratio": ratios.mean(), "trust_ratio_min": ratios.min(), "trust_ratio_max": ratios.max()}
+    return {name: float(value) for name, value in found.items()}
+
+
 def _by_kind(params: Iterable[Tensor]) -> list[list[Tensor]]:
     """Those with a gradient, by device and dtype: what one foreach operation can take."""
     kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}

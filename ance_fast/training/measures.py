@@ -12,7 +12,7 @@ from torch import Tensor
 from ance_fast.training.batch import BatchMaker, TrainingBatch
 from ance_fast.training.losses import batch_loss, loss_scale
 from ance_fast.training.negatives import NegativeTable
-from ance_fast.training.refresh import Snapshot, hardness
+from ance_fast.training.refresh import Snapshot, hardness, reciprocal_rank
 from ance_fast.training.refresher import RunParts
 from ance_fast.training.staleness import OVERLAP_DEPTH, IntervalStats, overlap
 
@@ -28,12 +28,15 @@ def compared(
     """The report of a generation whose table `new` replaces `old`; both are judged by the snapshot's weights.
 
     `hardness` of both (the old one's as "stale_..."), shares that the sampler left out, overlap@k, the loss of a probe
-    on either, and where there are judgements the rates of `Judgements.shares` among the candidates. Where `new` is of a
-    part of the queries (`query_chunks`), overlap and probe are left out.
+    on either, how high the training queries' own positives rank, and where there are judgements the rates of
+    `Judgements.shares` among the candidates. Where `new` is of a part of the queries (`query_chunks`), there is no
+    overlap and no probe.
     """
     report = {f"stale_{name}": value for name, value in hardness(snapshot, parts.examples, old).items()}
     report |= hardness(snapshot, parts.examples, new)
     report |= new.filtered_shares()
+    if new.sources == ("index",):
+        report["train_RR@10"] = reciprocal_rank(snapshot, parts.examples, new)
     if new.queries is not None:
         # The tables are of different queries: there is nothing that both have a list for.
         return report | judged_candidates(parts, new)

@@ -52,9 +52,8 @@ class Inputs:
     test_split: str | None = None
     model: str | None = None
     text_preset: str | None = None
-    triples: str | None = None
+    dev_data: str | None = None
     two_towers: bool | None = None
-    chunks: str | None = None
 
 
 @dataclass(frozen=True)

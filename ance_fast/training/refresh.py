@@ -7,7 +7,7 @@ negative is mined by exactly the weights it is first used with.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from ance_fast.index.factory import is_flat
 from ance_fast.models.encoder import Encoder
 from ance_fast.progress import progress_bar
 from ance_fast.training.chunk_scores import list_scores, pair_scores
+from ance_fast.training.config import AnceConfig
 from ance_fast.training.examples import Examples
 from ance_fast.training.negatives import NegativeTable
 from ance_fast.training.ranks import ALONE, Ranks
@@ -113,6 +114,36 @@ def take_snapshot(
     if examples.documents is not None:
         index.set_documents(SEPARATOR, examples.documents)
     return Snapshot(passages.cpu().numpy(), encoded.cpu().numpy(), index, ranks, examples.documents)
+
+
+def reciprocal_rank(snapshot: Snapshot, examples: Examples, table: NegativeTable, depth: int = 10) -> float:
+    """Mean over the queries of `table` of 1 / rank of their best-scored positive, 0 beyond `depth`: what microsoft/ANCE
+    prints of the training queries. The table's candidates must be the passages nearest to each query, best first."""
+    asked = np.arange(len(examples)) if table.queries is None else table.queries
+    best = snapshot.best_positives(examples.pairs, len(examples))[asked]
+    total = 0.0
+    for start in range(0, len(asked), 1024):
+        block = slice(start, start + 1024)
+        candidates = table.candidates[block, :depth]
+        scores = snapshot.products(asked[block], candidates)
+        rank = 1 + ((scores > best[block, None]) & (candidates >= 0)).sum(axis=1)
+        total += float((1.0 / rank)[rank <= depth].sum())
+    return total / max(1, len(asked))
+
+
+def corpus_index(
+    encoder: Encoder, examples: Examples, config: AnceConfig, ranks: Ranks, passages: TokenStore | None = None
+) -> Index:
+    """The corpus of `examples`, or `passages` instead, encoded and indexed; see `take_snapshot`."""
+    snapshot = take_snapshot(
+        encoder,
+        examples if passages is None else replace(examples, passages=passages),
+        factory=config.index_factory,
+        batch_tokens=config.batch_tokens,
+        queries=False,
+        ranks=ranks,
+    )
+    return snapshot.index
 
 
 def _encoded(encoder: Encoder, store: TokenStore, what: str, batch_tokens: int | None, ranks: Ranks) -> torch.Tensor:

@@ -24,7 +24,8 @@ from ance_fast.training.ranks import ALONE, Ranks
 class RunParts:
     """What a refresher works with.
 
-    steps: the optimizer steps of the schedule, ascending. ranks: the processes that train; the first of them writes.
+    steps: the optimizer steps of the schedule, ascending. measured: those before which dev queries are measured
+    without a refresh. ranks: the processes that train; the first of them writes.
     """
 
     config: AnceConfig
@@ -35,6 +36,7 @@ class RunParts:
     folder: Path
     steps: list[int]
     ranks: Ranks = ALONE
+    measured: frozenset[int] = frozenset()
 
 
 class Refresher(Protocol):

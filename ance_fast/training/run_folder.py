@@ -9,6 +9,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ance_fast.artifacts import open_artifact, sweep, write_json
 from ance_fast.errors import ArtifactError, ConfigError
 from ance_fast.training.checkpoints import KIND, cut_log, newest_valid_checkpoint
@@ -75,6 +77,19 @@ class RunFolder:
         return checkpoint
 
 
+def held_out_identity(held_out: HeldOut | None) -> dict[str, str]:
+    """What dev queries are measured by beside the run's own corpus: nothing, unless they have more."""
+    if held_out is None:
+        return {}
+    found = {}
+    if held_out.passages is not None:
+        found["dev_passages"] = held_out.passages.manifest["content"]
+    if held_out.candidates is not None:
+        rows = held_out.candidates.offsets.tobytes() + held_out.candidates.rows.tobytes()
+        found["dev_candidates"] = hashlib.blake2b(rows, digest_size=16).hexdigest()
+    return found
+
+
 def step_of(checkpoint: Path) -> int:
     """The optimizer steps that had been made when it was written."""
     return int(open_artifact(checkpoint, KIND, verify=False)["step"])
@@ -109,6 +124,8 @@ def data_identity(start: str, examples: Examples, held_out: HeldOut | None, samp
         given.update(sampler.documents.tobytes())
     if sampler.teacher is not None:
         given.update(sampler.teacher.keys.tobytes() + sampler.teacher.scores.tobytes())
+    if examples.triples is not None:
+        given.update(np.ascontiguousarray(examples.triples).tobytes())
     return {
         "start": start,
         "passages": examples.passages.manifest["content"],
@@ -117,4 +134,5 @@ def data_identity(start: str, examples: Examples, held_out: HeldOut | None, samp
         "positives": digest.hexdigest(),
         "candidates": given.hexdigest(),
         "dev": held_out.queries.manifest["content"] if held_out else None,
+        **held_out_identity(held_out),
     }

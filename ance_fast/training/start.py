@@ -21,6 +21,8 @@ def start_table(
     What the sampler already has under that name, such as a run file, is not made again. All of `ranks` work on the
     encoder's own; what needs no encoder the first one makes for all.
     """
+    if examples.triples is not None:
+        return random_table(examples)  # nothing is drawn: the triples have their negatives
     given = sampler.tables.get(config.start)
     if given is not None:
         return _without_answers(mined_table(examples, given.candidates, given.scores, config.start, 0, 0), sampler)

@@ -21,6 +21,7 @@ from ance_fast.training.examples import Examples
 from ance_fast.training.generations import Generation, newest_before
 from ance_fast.training.negatives import NegativeTable
 from ance_fast.training.new_generation import new_generation
+from ance_fast.training.refresh import corpus_index
 from ance_fast.training.refresher import RunParts
 from ance_fast.training.staleness import overlap
 from ance_fast.training.start import start_table
@@ -48,9 +49,14 @@ class SyncRefresh:
             parts = self._parts
             table = start_table(parts.config, parts.encoder, parts.examples, parts.sampler, parts.ranks)
             self._swap(Generation(parts.encoder.fingerprint(), table))
-        if step not in self._steps:
+        if step not in self._steps | self._parts.measured:
             return None
         started = time.monotonic()
+        if step not in self._steps:
+            report = self._measure(step)
+            seconds = time.monotonic() - started
+            self.seconds += seconds
+            return {**report, "seconds_measure": seconds}
         report = self._refresh(step)
         seconds = time.monotonic() - started
         self.seconds += seconds
@@ -95,6 +101,13 @@ class SyncRefresh:
         generation = new_generation(parts, previous, step)
         self._swap(replace(generation, table=replace(generation.table, metrics={**report, **generation.metrics})))
         return {"generation": float(generation.number), **report, **generation.metrics}
+
+    def _measure(self, step: int) -> dict[str, float]:
+        """The dev queries by the current weights, when nothing else needs a corpus encoded."""
+        parts, index = self._parts, None
+        if parts.dev.needs_index:
+            index = corpus_index(parts.encoder, parts.examples, parts.config, parts.ranks, parts.dev.passages)
+        return parts.ranks.first(lambda: parts.dev(parts.encoder, index, step))
 
     def _swap(self, generation: Generation) -> None:
         # Published first: what a checkpoint was trained on has to be there when the run is taken up from it.

@@ -48,22 +48,24 @@ from ance_fast.training.candidate_sources import run_sampler
 from ance_fast.training.checkpoints import keep_newest, publish_checkpoint
 from ance_fast.training.config import AnceConfig
 from ance_fast.training.dev import DevMeasure, HeldOut
-from ance_fast.training.examples import Examples, prepare
+from ance_fast.training.dev_candidates import read_candidates
+from ance_fast.training.examples import Examples, corpus_store, prepare
 from ance_fast.training.given_candidates import refuse_unreadable
 from ance_fast.training.grad_cache import GradCache, check_strategy
 from ance_fast.training.judgements import Grades
-from ance_fast.training.lamb import Lamb
+from ance_fast.training.lamb import Lamb, lamb_ratios
 from ance_fast.training.losses import batch_loss, loss_scale
 from ance_fast.training.modes import MODES
 from ance_fast.training.negative_log import NegativeLog
 from ance_fast.training.negatives import NegativeTable
 from ance_fast.training.ranks import Ranks, join
-from ance_fast.training.refresh import take_snapshot
+from ance_fast.training.refresh import corpus_index
 from ance_fast.training.refresher import RunParts
 from ance_fast.training.report import write_report
 from ance_fast.training.run_folder import RunFolder, data_identity, last_refresh, step_of
 from ance_fast.training.shared_batch import share_batch
 from ance_fast.training.staleness import Clock
+from ance_fast.training.triple_examples import prepare_triples
 from ance_fast.training.triples import epoch_length, triple_order
 
 logger = logging.getLogger(__name__)
@@ -143,22 +145,16 @@ class AnceTrainer(Trainer):
             for tower in encoder.towers:
                 tower.backbone.set_dropout(config.dropout)
         refuse_unreadable(config.candidates)
-        self.examples: Examples = prepare(
-            dataset,
-            encoder,
-            self.folder / "passages",
-            num_proc=config.num_proc,
-            show_progress=True,
-            replace=not self.run_folder.has_checkpoints(),
-            ranks=self.ranks,
-            judged=_judgements(dataset, dev, judged),
-            last_positive=config.positives == "last",
-        )
+        self.examples: Examples = self._prepare(dataset, _judgements(dataset, dev, judged))
         if judged is not None and self.examples.judgements is None:
             logger.warning(
                 "judged: about no passage of this corpus but the positives; no false negative can be counted"
             )
-        self.held_out = HeldOut(dev, encoder) if dev is not None and dev.queries else None
+        self.held_out = self._hold_out(dev, own_corpus=dataset.triples is not None) if dev and dev.queries else None
+        if self.held_out is None:
+            for name in ("measure_every", "dev_candidates"):
+                if getattr(config, name) is not None:
+                    raise ConfigError(f"{name}={getattr(config, name)!r}: there are no dev queries; pass dev=")
         self.dev = DevMeasure(self.held_out, config.metrics, self.folder)
         self.scale = loss_scale(config.scale, encoder)
         self._progress = ProgressCallback()
@@ -215,11 +211,49 @@ class AnceTrainer(Trainer):
             self.folder,
             steps,
             ranks=self.ranks,
+            measured=frozenset(config.measure_steps(self.steps_per_epoch)),
         )
         self.refresher = MODES[config.refresh](parts)
         self._asked_before: int | None = None
         self._batch_of_step = 0
         self._checkpoint: Path | None = None
+
+    def _prepare(self, dataset: Dataset, judged: list[Grades]) -> Examples:
+        common: dict[str, Any] = {
+            "show_progress": True,
+            "replace": not self.run_folder.has_checkpoints(),
+            "ranks": self.ranks,
+        }
+        if dataset.triples is not None:
+            return prepare_triples(dataset.triples, self.encoder, self.ance, **common)
+        return prepare(
+            dataset,
+            self.encoder,
+            self.folder / "passages",
+            num_proc=self.ance.num_proc,
+            judged=judged,
+            last_positive=self.ance.positives == "last",
+            **common,
+        )
+
+    def _hold_out(self, dev: Dataset, *, own_corpus: bool) -> HeldOut:
+        """The dev queries; with `own_corpus` their passages are tokenised too, once, since the run has others."""
+        config, passages = self.ance, None
+        if own_corpus:
+            passages = corpus_store(
+                dev,
+                self.encoder,
+                self.folder / "dev_passages",
+                num_proc=config.num_proc,
+                show_progress=True,
+                replace=not self.run_folder.has_checkpoints(),
+                ranks=self.ranks,
+            )
+        candidates = None
+        if config.dev_candidates is not None:
+            corpus = self.examples.passages if passages is None else passages
+            candidates = read_candidates(config.dev_candidates, list(dev.queries), corpus)
+        return HeldOut(dev, self.encoder, passages=passages, candidates=candidates, full=config.full_ranking)
 
     @property
     def table(self) -> NegativeTable | None:
@@ -360,19 +394,16 @@ class AnceTrainer(Trainer):
         self.refresher.close()
         self.seconds["train"] = self._clock.seconds() - self.refresher.seconds
         self.encoder.eval()
-        snapshot = take_snapshot(
-            self.encoder,
-            self.examples,
-            factory=self.ance.index_factory,
-            batch_tokens=self.ance.batch_tokens,
-            queries=False,
-            ranks=self.ranks,
-        )
+        index = None
+        # Texts of triples are nobody's corpus: what is searched then is that of the dev queries, if it is wanted.
+        if self.examples.triples is None or (self.dev.passages is not None and self.dev.needs_index):
+            index = corpus_index(self.encoder, self.examples, self.ance, self.ranks, self.dev.passages)
 
         def measure_and_write() -> dict[str, float]:
-            report = self.dev(self.encoder, snapshot.index, self.state.global_step)
+            report = self.dev(self.encoder, index, self.state.global_step)
             self.encoder.save(self.folder / "final")
-            snapshot.index.save(self.folder / "index")
+            if index is not None:
+                index.save(self.folder / "index")
             # Once more: a run that was killed just after its last checkpoint had one too many.
             keep_newest(self.folder / "checkpoints", self.ance.save_total_limit)
             return report
@@ -399,6 +430,7 @@ class AnceTrainer(Trainer):
         if "loss" in logs:
             logs = {**logs, **self.refresher.interval(), **self.negative_log.interval()}
             logs["seconds_interval"] = self._clock.interval()
+            logs |= lamb_ratios(self.optimizer)
         if "generation" in logs:
             logs = {**logs, **self.negative_log.generation()}
         super().log(logs, start_time)
@@ -450,6 +482,8 @@ class AnceTrainer(Trainer):
         keep_newest(target.parent, self.ance.save_total_limit)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.args.should_save:  # the stock trainer asks every rank
+            return
         folder = Path(output_dir or self.folder / "final")
         folder.mkdir(parents=True, exist_ok=True)
         self.encoder.write(folder)

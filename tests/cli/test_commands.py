@@ -363,9 +363,30 @@ def test_tokenize_writes_the_files_of_microsoft_ance_and_reads_them_again(
     }
     second = last_json(run("tokenize", cache, "-m", model, "-o", tokens, *lengths))
     assert (second["passages"], second["tokens"]) == (first["passages"], first["tokens"])
+    index, answered, asked = tmp_path / "index", tmp_path / "run.trec", ("-m", model, "-k", 5, "--split", "dev")
+    run("index", tokens, "-m", model, "-o", index)
+    run("search", index, *asked, "--queries", cache, "-o", answered)
+    assert all(len(found) == 5 for found in read_run(answered).values())
     bad = run("tokenize", wiki, "-m", model, "-o", tokens, "--split", "train", status=2)
     assert "only --format ance has a place for" in bad.stderr
     with open(cache / "passages", "r+b") as file:
         file.truncate(file.seek(0, 2) - 3)
     cut = run("tokenize", cache, "-m", model, "-o", tmp_path / "other", *lengths, status=1)
     assert "the last record has 97 of 100 bytes" in cut.stderr
+
+
+def test_embeddings_go_to_microsoft_ances_files_and_come_back(
+    run: Run, model: Path, wiki: Path, tmp_path: Path
+) -> None:
+    made, theirs, back, index = (tmp_path / name for name in ("made", "theirs", "back", "index"))
+    run("encode", f"beir:{wiki}", "-m", model, "-o", made, "--max-length", 16)
+    run("convert-embeddings", made, theirs, "--step", 30, "--ranks", 2)
+    assert sorted(file.name for file in theirs.iterdir()) == [
+        f"passage_30__{kind}_p__data_obj_{rank}.npy" for kind in ("emb", "embid") for rank in (0, 1)
+    ]
+    assert "say with --model" in run("convert-embeddings", theirs, back, status=2).stderr
+    assert last_json(run("convert-embeddings", theirs, back, "-m", model, "--json"))["rows"] == 400
+    run("index", back, "-o", index)
+    (theirs / "passage_30__emb_p__data_obj_0.npy").unlink()
+    failed = run("convert-embeddings", theirs, tmp_path / "other", "-m", model, status=1)
+    assert "passage_30__emb_p__data_obj_0: missing" in failed.stderr

@@ -99,7 +99,7 @@ def test_what_a_recipe_lacks_is_asked_for(run: Run, recipe: Path) -> None:
     assert "the recipe reads msmarco:{data} (data): give the folder with --data DIR" in asked
     assert "--tiny are for --recipe NAME" in run("train", "x", "-m", "y", "-o", "z", "--tiny", status=2).stderr
     assert "not found; did you mean" in run("train", "--recipe", "openqa-nqq", status=2).stderr
-    assert "x: no such file" in run("train", "--recipe", recipe, "--data", "x", "-m", "y", status=1).stderr
+    assert "x: no such folder" in run("train", "--recipe", recipe, "--data", "x", "-m", "y", status=1).stderr
     assert "Missing argument" in run("train", status=2).stderr
 
 

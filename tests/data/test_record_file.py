@@ -148,3 +148,14 @@ def test_another_tokenizers_records_are_refused(tmp_path: Path, tokenizer: Any) 
         RecordFile(write(tmp_path / "c", [[start]], 3, 7)).refuse_other(tokenizer)
     with pytest.raises(DataError, match=f"d: byte 8: record 0 holds token {len(tokenizer)}; the tokenizer knows"):
         RecordFile(write(tmp_path / "d", [[start, len(tokenizer)]], 3, pad)).refuse_other(tokenizer)
+
+
+def test_the_hash_tells_every_change_and_not_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record_file, "_HASHED", 4)
+    path = write(tmp_path / "passages", [[5, 6], [7], [8]], 3)
+    whole = RecordFile(path).digest()
+    assert RecordFile(path).digest(threads=3) == whole
+    data = path.read_bytes()
+    for place in range(len(data)):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        assert RecordFile(path).digest() != whole

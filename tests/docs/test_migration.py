@@ -63,7 +63,10 @@ def test_what_is_dropped_has_a_reason_and_everything_else_names_what_takes_its_p
         if here.startswith("dropped"):
             assert re.match(r"dropped: (\S+ ){2}", here), flag
         else:
-            assert re.search(r"`(\w+ --[\w-]+|ance-fast \w+|AnceConfig\.\w+|[\w-]+:DIR[^`]*)`", here), (flag, scripts)
+            assert re.search(r"`(\w+ --[\w-]+|ance-fast \w+|AnceConfig\.\w+|[\w-]+:(?:DIR|FILE)[^`]*)`", here), (
+                flag,
+                scripts,
+            )
 
 
 @pytest.mark.parametrize("command", sorted({name for name, _ in re.findall(r"`(\w+) (--[\w-]+)`", PAGE)}))
@@ -74,13 +77,13 @@ def test_every_option_it_names_exists(command: str) -> None:
 
 
 def test_every_command_setting_and_form_it_names_exists() -> None:
-    commands = set(re.findall(r"`(?:ance-fast )(\w+)", PAGE))
+    commands = set(re.findall(r"`(?:ance-fast )([\w-]+)", PAGE))
     assert commands
     assert commands <= COMMANDS.keys()
     settings = set(re.findall(r"AnceConfig\.(\w+)", PAGE))
     assert settings
     assert settings <= {field.name for field in fields(AnceConfig)}
-    forms = re.findall(r"`([\w-]+):DIR(?:\?(\w+)=[^`]*)?`", PAGE)
+    forms = re.findall(r"`([\w-]+):(?:DIR|FILE)(?:\?(\w+)=[^`]*)?`", PAGE)
     assert forms
     for form, option in forms:
         assert form in FORMS

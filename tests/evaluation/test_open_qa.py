@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
-from ance_fast.data import Document
+from ance_fast.data import ChunkRules, Document, TokenStore
 from ance_fast.errors import ConfigError, DataError
 from ance_fast.evaluation import evaluate_answers, has_answer
 from ance_fast.evaluation.open_qa import read_answers
@@ -75,6 +76,19 @@ def test_files_as_dpr_has_them_are_read_whole(tmp_path: Path) -> None:
         tmp_path / "run.trec", tmp_path / "nq-test.qa.csv", f"dpr:{tmp_path}", ["top-1"], threads=1
     )
     assert by_folder["top-1"] == result["top-1"]
+
+
+@pytest.mark.parametrize("chunks", [None, ChunkRules(4, 3, True, False)])
+def test_a_token_store_gives_the_texts_of_whole_documents(
+    minilm: Path, tmp_path: Path, chunks: ChunkRules | None
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(minilm)
+    texts = [("a", "one two three four five Paris"), ("b", "Lyon"), ("c", "one")]
+    TokenStore.build(texts, tokenizer, tmp_path / "t", max_length=4, chunks=chunks)
+    run = {"q": {"c": 3.0, "gone": 2.0, "a": 1.0, "b": 0.0}}
+    for store in (TokenStore.open(tmp_path / "t"), str(tmp_path / "t")):
+        assert evaluate_answers(run, {"q": ["five paris"]}, store, ["MRR@10"])["MRR@10"] == 1 / 3
+        assert evaluate_answers(run, {"q": ["lyon"]}, store, ["MRR@10"])["MRR@10"] == 1 / 4
 
 
 def test_answers_by_query_id_and_by_number_are_told_apart(tmp_path: Path) -> None:

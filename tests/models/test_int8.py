@@ -95,3 +95,15 @@ def test_the_extra_is_named_when_onnx_is_missing(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'ance_fast\[onnx\]'"):
         quantize(real, texts)
+
+
+def test_two_towers_both_become_int8(small_bert: Callable[..., Path], texts: list[str]) -> None:
+    towers = [Encoder.load(str(small_bert(seed, num_hidden_layers=1)), "cpu", pooling="cls") for seed in (1, 2)]
+    pair = Encoder.pair(*towers)
+    made = quantize(pair, texts, threshold=0.0)
+    assert [type(tower) for tower in made.towers] == [Int8Encoder, Int8Encoder]
+    assert made.fingerprint() not in (pair.fingerprint(), quantize(towers[1], texts, threshold=0.0).fingerprint())
+    for tower, method in zip(towers, ("encode_query", "encode_document"), strict=True):
+        ours, theirs = getattr(made, method)(texts), tower.encode(texts)
+        assert not np.array_equal(ours, theirs)
+        assert np.abs(ours - theirs).max() < 0.2 * np.abs(theirs).max()

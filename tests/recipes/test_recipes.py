@@ -62,7 +62,6 @@ def test_there_is_a_recipe_for_every_published_run() -> None:
 def test_a_recipe_has_the_hyper_parameters_that_were_published(name: str) -> None:
     recipe = read_recipe(name)
     config = recipe.config("run")
-    chunks = recipe.inputs.chunks
     epoch = 58_880 // 128
     found = (
         recipe.processes,
@@ -73,7 +72,7 @@ def test_a_recipe_has_the_hyper_parameters_that_were_published(name: str) -> Non
         config.max_steps,
         config.save_steps(epoch),
         config.max_query_length,
-        4 * 512 if chunks == "released" else config.max_document_length,
+        4 * 512 if config.chunks == "released" else config.max_document_length,
         config.max_grad_norm,
     )
     assert found == PUBLISHED[name]

@@ -49,6 +49,7 @@ class Followed:
     rates: list[float] = field(default_factory=list)
     batches: list[list[Triple]] = field(default_factory=list)
     generations: list[list[Triple]] = field(default_factory=list)
+    reciprocal_ranks: list[float] = field(default_factory=list)
 
 
 class Model(nn.Module):
@@ -88,8 +89,11 @@ def train(
     while step < args.max_steps:
         if step % args.save_steps == 0 and not micro_losses:
             output_num, begun = output_num + 1, step
-            generation = new_generation(model, query_ids, passage_ids, positive, output_num, step, args)
+            generation, mean_reciprocal_rank = new_generation(
+                model, query_ids, passage_ids, positive, output_num, step, args
+            )
             followed.generations.append(generation)
+            followed.reciprocal_ranks.append(mean_reciprocal_rank)
             place = 0
         if place >= len(generation):
             place = 0
@@ -135,18 +139,19 @@ def new_generation(
     output_num: int,
     step: int,
     args: Settings,
-) -> list[Triple]:
+) -> tuple[list[Triple], float]:
     with torch.no_grad():
         scores = model(query_ids) @ model(passage_ids).T
     first, count = lines(output_num, len(query_ids), args)
     order = sorted(range(first, first + count), key=lambda query: draw(args.seed, output_num, query, -3))
-    triples = []
+    triples, reciprocal_ranks = [], []
     for query in order:
         top = torch.sort(scores[query], descending=True, stable=True).indices[: args.topk_training].tolist()
         others = [passage for passage in top if passage != positive[query]]
+        reciprocal_ranks.append(1 / (1 + top.index(positive[query])) if positive[query] in top[:10] else 0.0)
         shuffled = sorted(range(len(others)), key=lambda rank: draw(args.seed, output_num, query, step, rank))
         triples += [(query, positive[query], others[rank]) for rank in shuffled[: args.negative_sample]]
-    return triples
+    return triples, sum(reciprocal_ranks) / len(reciprocal_ranks)
 
 
 def update(

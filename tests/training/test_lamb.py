@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ance_fast.errors import ConfigError
-from ance_fast.training.lamb import Lamb
+from ance_fast.training.lamb import Lamb, lamb_ratios
 
 
 def original(
@@ -124,6 +125,18 @@ def test_norms_say_what_each_tensor_was_scaled_by() -> None:
     torch.testing.assert_close(
         found["trust_ratio"][rest], found["weight_norm"][rest] / found["step_norm"][rest], rtol=1e-6, atol=0
     )
+
+
+def test_what_is_logged_sums_up_the_ratios_and_is_nothing_for_another_optimizer() -> None:
+    params, grads = problem(7)
+    optimizer = Lamb(params, lr=0.0)
+    assert lamb_ratios(optimizer) == {}
+    run(optimizer, params, grads[:1])
+    ratios = optimizer.norms()["trust_ratio"].tolist()
+    logged = lamb_ratios(SimpleNamespace(optimizer=optimizer))
+    wanted = {"trust_ratio": sum(ratios) / 5, "trust_ratio_min": min(ratios), "trust_ratio_max": max(ratios)}
+    assert logged == pytest.approx(wanted, rel=1e-5)
+    assert lamb_ratios(torch.optim.SGD(params, lr=1.0)) == {}
 
 
 def test_a_run_that_is_taken_up_again_makes_the_same_steps_bit_for_bit() -> None:

@@ -179,6 +179,9 @@ def test_a_run_follows_the_plain_script_step_by_step(
     log = [entry for entry in entries(trainer.folder) if "loss" in entry]
     assert [entry["loss"] for entry in log] == pytest.approx(wanted.losses, abs=1e-5)
     assert [entry["learning_rate"] for entry in log] == pytest.approx(wanted.rates, rel=1e-12, abs=1e-18)
+    assert all(("trust_ratio" in entry) == (trainer.ance.optimizer == "lamb") for entry in log)
+    ranks = [entry["train_RR@10"] for entry in entries(trainer.folder) if "generation" in entry]
+    assert ranks == pytest.approx(wanted.reciprocal_ranks[1:], abs=1e-6)
     lines = entries(trainer.folder, "negatives.jsonl")
     assert [line["ids"] for line in lines] == [digest([triple[2] for triple in batch]) for batch in wanted.batches]
     assert {len(batch) for batch in wanted.batches} > {

@@ -5,6 +5,7 @@ Most of it happens in processes that training_ranks.py forks and that meet over 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -18,14 +19,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training_runs import entries, timeless
+from training_runs import entries, make_trainer, timeless
 
 from ance_fast import Encoder
 from ance_fast.errors import ConfigError
 from ance_fast.ops import contrastive_loss
 from ance_fast.training.batch import TrainingBatch
+from ance_fast.training.generations import Generation
 from ance_fast.training.ranks import ALONE, Ranks, join, leave
 from ance_fast.training.shared_batch import without_copies
+from ance_fast.training.triples import triple_order
 
 Found = dict[str, list[dict[str, Any]]]
 
@@ -43,6 +46,16 @@ ALIKE: dict[str, dict[str, Any]] = {
     "two-towers-in-one-pass": {"start": "random", "loss": "pairwise"},
 }
 SHORT: dict[str, Any] = {"max_steps": 8, "first_refresh": 3, "refresh_every": 3, "dropout": 0.0}
+TRIPLES: dict[str, Any] = {
+    **SHORT,
+    "order": "triples",
+    "loss": "pairwise",
+    "start": "index",
+    "optimizer": "lamb",
+    "query_chunks": 2,
+    "triples_per_query": 3,
+    "batch_size": 4,
+}
 # The second epoch begins with step 8.
 RECOVERY: dict[str, Any] = {
     "max_steps": 12,
@@ -84,6 +97,7 @@ def found(tiny_bert: Path, wiki: Path, folder: Path) -> Found:
         model = {"model": str(two_towers)} if name.startswith("two-towers") else {}
         train(f"{name}-1", 1, {**SHORT, **special, "batch_size": 8}, **model)
         train(f"{name}-2", 2, {**SHORT, **special, "batch_size": 4}, **model)
+    train("triples", 2, TRIPLES)
     train("async", 2, {**SHORT, "refresh": "async", "refresh_every": 2, "max_staleness": 2, "batch_size": 4})
     train("whole", 2, RECOVERY)
     for name, dies in KILLS.items():
@@ -288,6 +302,24 @@ def test_two_processes_draw_the_negatives_of_one_and_end_with_its_weights(
 
 
 @pytest.mark.timeout(1000)
+def test_two_processes_take_the_queries_of_a_generation_in_turn(
+    found: Found, folder: Path, tiny_bert: Path, wiki: Path, tmp_path: Path
+) -> None:
+    first, second = results(found, "triples")
+    assert first["weights"] == second["weights"]
+    alone = make_trainer(tiny_bert, wiki, tmp_path / "out", **TRIPLES)
+    orders = [triple_order(alone.ance, alone.examples, alone.sampler, Ranks(rank, 2)) for rank in range(2)]
+    made = [Generation.load(path).table for path in sorted((folder / "triples" / "generations").iterdir())]
+    assert [table.step for table in made] == [0, 3, 6]
+    wanted = []
+    for step in range(TRIPLES["max_steps"]):
+        table = [table for table in made if table.step <= step][-1]
+        both = [order.batch(table, step - table.step)[:, 2:] for order in orders if order is not None]
+        wanted.append(hashlib.blake2b(np.int64(np.concatenate(both)).tobytes(), digest_size=16).hexdigest())
+    assert [line["ids"] for line in entries(folder / "triples", "negatives.jsonl")] == wanted
+
+
+@pytest.mark.timeout(1000)
 def test_all_processes_take_up_what_the_worker_of_the_first_has_made(found: Found, folder: Path) -> None:
     first, second = results(found, "async")
     assert first["weights"] == second["weights"], "both drew from the same generations"
@@ -303,7 +335,9 @@ def test_all_processes_take_up_what_the_worker_of_the_first_has_made(found: Foun
 
 @pytest.mark.timeout(1000)
 def test_only_the_first_process_writes(found: Found, folder: Path) -> None:
-    results(found, "whole")
+    first, second = results(found, "whole")
+    assert first["wrote"]
+    assert not second["wrote"]
     run = folder / "whole"
     files = {path.name for path in run.iterdir()}
     assert not [name for name in files if name.startswith(".")]

@@ -51,8 +51,16 @@ def train(plan: Plan, scene: Plan) -> Any:
     failing, method = scene.get("fails", [None, None])
     if rank == failing:
         _break(trainer, method)
+    written: list[str] = []
+    write = trainer.encoder.write
+
+    def counted(folder: Path) -> None:
+        written.append(folder.name)
+        write(folder)
+
+    trainer.encoder.write = counted  # type: ignore[method-assign]
     report = trainer.train(resume=scene.get("resume", False))
-    return {"dev": report, "weights": trainer.encoder.fingerprint()}
+    return {"dev": report, "weights": trainer.encoder.fingerprint(), "wrote": bool(written)}
 
 
 def talk(plan: Plan, scene: Plan) -> Any:

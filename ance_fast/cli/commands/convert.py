@@ -20,7 +20,8 @@ def convert(
         str,
         typer.Option(
             "--to",
-            help="Format to write: sentence-transformers, ance, castorini, seed-hf, seed-fairseq, seed-finetuned.",
+            help="Format to write: sentence-transformers, ance, castorini, seed-hf, seed-fairseq, seed-finetuned, "
+            "dpr-cp, dpr-hf, seed-nq.",
         ),
     ],
     source_format: Annotated[
@@ -72,14 +73,15 @@ def convert(
     if pooling is not None:
         if pooling not in ("cls", "mean", "max", "last"):
             raise ConfigError(f"pooling={pooling!r}: choose cls, mean, max or last")
-        encoder.layout = dataclasses.replace(encoder.layout, pooling=pooling)
+        for tower in encoder.towers:
+            tower.layout = dataclasses.replace(tower.layout, pooling=pooling)
     write_checkpoint(encoder, target, to)
     result: dict[str, Any] = {
         "path": str(target),
         "from": form,
         "to": to,
         "dim": encoder.dim,
-        "parameters": sum(weights.numel() for weights in encoder.parameters()),
+        "parameters": sum(weights.numel() for name, weights in encoder.named_parameters() if ".pooler." not in name),
         "fingerprint": encoder.fingerprint(),
     }
     if json:

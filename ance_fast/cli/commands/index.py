@@ -58,6 +58,8 @@ def index(
         raise ConfigError("--chunks cuts documents before they are encoded: it goes with --model")
     refuse_unknown_chunks(chunks)
     if model is None:
+        if text_preset is not None:
+            raise ConfigError("--text-preset is for the tokens of a corpus: it goes with --model CHECKPOINT")
         if Path(embeddings).is_file():
             raise ConfigError(f"{embeddings}: not a folder of embeddings; a corpus goes with --model CHECKPOINT")
         refuse_missing_folder(embeddings)

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ance_fast.cli.chunking import cut_documents, refuse_unknown_chunks
-from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_model, refuse_unknown_preset
+from ance_fast.cli.inputs import (
+    refuse_missing_data,
+    refuse_missing_files,
+    refuse_missing_model,
+    refuse_unknown_preset,
+)
 from ance_fast.cli.options import Chunks, TextPreset
 from ance_fast.cli.output import print_json, print_table
+from ance_fast.errors import DataError
+
+if TYPE_CHECKING:
+    from ance_fast.data import Dataset, Run
+    from ance_fast.models import Encoder
 
 
 def rank(
@@ -18,7 +28,13 @@ def rank(
     output: Annotated[Path, typer.Option("--output", "-o", help="TREC run to write.")],
     model: Annotated[str, typer.Option("--model", "-m", help="Checkpoint folder or Hugging Face id.")],
     split: Annotated[str, typer.Option(help="Queries to rank for.")] = "test",
-    k: Annotated[int, typer.Option("-k", min=1, help="Passages a query.")] = 100,
+    k: Annotated[
+        int | None, typer.Option("-k", min=1, help="Passages a query (default: 100; all of --candidates).")
+    ] = None,
+    candidates: Annotated[
+        Path | None, typer.Option(help="Rank these alone, again: top1000.dev, a TREC run, an MS MARCO run.")
+    ] = None,
+    metrics: Annotated[str, typer.Option(help="ir-measures names, separated by commas.")] = "nDCG@10,RR@10,R@100",
     num_layers: Annotated[int | None, typer.Option(min=1, help="Keep only the first layers.")] = None,
     max_query_length: Annotated[int | None, typer.Option(help="Tokens.")] = None,
     max_document_length: Annotated[int | None, typer.Option(help="Tokens.")] = None,
@@ -27,22 +43,24 @@ def rank(
     text_preset: TextPreset = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
-    """Rank passages by an encoder, exactly, and measure the run.
+    """Rank passages by an encoder, exactly: all of them, or each query's candidates. Measures the run where there are
+    judgements.
 
     Example: ance-fast rank beir:scifact -m intfloat/e5-small-v2 -o e5.trec
+
+    Example: ance-fast rank msmarco:DIR --split dev -m MODEL --candidates top1000.dev -o rerank.trec
     """
     refuse_unknown_chunks(chunks, max_document_length)
     refuse_missing_data(data)
     refuse_missing_model(model)
+    refuse_missing_files(*([candidates] if candidates is not None else []))
     refuse_unknown_preset(text_preset)
     import ance_fast
-    from ance_fast.data import TokenStore, load_dataset, write_run
-    from ance_fast.encoding import encode_matrix
-    from ance_fast.encoding.budget import measured_budget
-    from ance_fast.encoding.stages import batches_on
-    from ance_fast.progress import progress_bar
+    from ance_fast.data import load_dataset, write_run
 
     dataset = load_dataset(data, split=split)
+    if not dataset.queries:
+        raise DataError(f"{data}: holds no queries to rank for")
     encoder = ance_fast.Encoder.load(
         model,
         device=device,
@@ -52,6 +70,27 @@ def rank(
         text_preset=text_preset,
     )
     cut_documents(encoder, chunks)
+    run = _full(encoder, dataset, k or 100) if candidates is None else _again(encoder, dataset, candidates, k)
+    write_run(output, run, Path(model).name)
+    names = [name.strip() for name in metrics.split(",") if name.strip()]
+    result = dict(ance_fast.evaluate(run, dataset.qrels, names)) if dataset.qrels else {}
+    if json:
+        print_json({"run": str(output), **result})
+    elif result:
+        print_table(list(result), [list(result.values())], title=str(output))
+    else:
+        print(f"{output}: {len(run):,} queries; nothing to measure by")
+
+
+def _full(encoder: Encoder, dataset: Dataset, k: int) -> Run:
+    """The k best passages, or documents where the encoder cuts them into chunks, of each query."""
+    from ance_fast.data import TokenStore
+    from ance_fast.encoding import encode_matrix
+    from ance_fast.encoding.budget import measured_budget
+    from ance_fast.encoding.stages import batches_on
+    from ance_fast.index import Index
+    from ance_fast.progress import progress_bar
+
     documents = list(dataset.corpus)
     store = TokenStore.from_texts(
         [document.full_text for document in documents],
@@ -66,12 +105,21 @@ def rank(
             encoder, store, batch_tokens=measured_budget(encoder, store), on_batch=batches_on(advance)
         )
     metric = "cosine" if encoder.layout.similarity == "cosine" else "ip"
-    index = ance_fast.Index.build(passages, store.ids, metric=metric)
-    asked = encoder.encode_query(list(dataset.queries.values()))
-    run = index.search_documents(asked, k, documents=store.chunked).to_run(list(dataset.queries))
-    write_run(output, run, Path(model).name)
-    result = dict(ance_fast.evaluate(run, dataset.qrels))
-    if json:
-        print_json({"run": str(output), **result})
-    else:
-        print_table(list(result), [list(result.values())], title=str(output))
+    index = Index.build(passages, store.ids, metric=metric)
+    queries = encoder.encode_query(list(dataset.queries.values()))
+    return index.search_documents(queries, k, documents=store.chunked).to_run(list(dataset.queries))
+
+
+def _again(encoder: Encoder, dataset: Dataset, file: Path, k: int | None) -> Run:
+    """The k best of each query's candidates, or all of them."""
+    from ance_fast.data import read_candidates
+    from ance_fast.encoding.stages import batches_on
+    from ance_fast.evaluation.rerank import rerank
+    from ance_fast.evaluation.runs import ranking
+    from ance_fast.progress import progress_bar
+
+    with progress_bar("encoding candidates", None, "passages") as advance:
+        run = rerank(encoder, dataset.queries, read_candidates(file), dataset.corpus, on_batch=batches_on(advance))
+    return {
+        query: {document: scores[document] for document in ranking(query, scores)[:k]} for query, scores in run.items()
+    }

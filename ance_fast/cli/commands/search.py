@@ -6,9 +6,9 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,9 @@ from ance_fast.cli.inputs import refuse_missing_data, refuse_missing_folder, ref
 from ance_fast.cli.options import DocumentSeparator, TextPreset
 from ance_fast.cli.output import print_json, print_stages
 from ance_fast.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ance_fast.data import Dataset
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,13 @@ class Collection:
 
         times, tower = StageTimes(), self.encoder.for_queries
         with times.running():
-            queries = read_queries(data, split)
+            dataset = read_queries(data, split)
+            queries = list(dataset.queries)
             with times.host("tokenise"):
-                tokens = TokenStore.from_texts(
-                    list(queries.values()),
+                tokens = TokenStore.of_queries(
+                    dataset,
+                    queries,
                     tower.tokenizer,
-                    ids=list(queries),
                     max_length=tower.max_query_length,
                     prompt=tower.query_prompt,
                 )
@@ -61,18 +65,20 @@ class Collection:
             with times.host("search"):
                 found = self.index.search_documents(encoded, k, params=params)
             with times.host("write"):
-                write_run(output, found.to_run(list(queries)), output.stem)
+                write_run(output, found.to_run(queries), output.stem)
         summary = {name: value for name, value in times.summary().items() if not name.startswith("passages")}
         rate = {"queries": len(queries), "queries_per_s": len(queries) / max(times.wall, 1e-9)}
         return {"run": str(output), "k": k, **rate, **summary}
 
 
-def read_queries(data: str, split: str | None) -> dict[str, str]:
-    """Query id -> text: a data set's queries, or the rows of a file that holds nothing else. Raises `DataError`."""
+def read_queries(data: str, split: str | None) -> Dataset:
+    """A data set, the rows of a file that holds nothing else as its queries. Raises `DataError`."""
     from ance_fast.data import load_dataset
 
     dataset = load_dataset(data, split=split)
-    return dict(dataset.queries) or {document.id: document.full_text for document in dataset.corpus}
+    if dataset.queries:
+        return dataset
+    return replace(dataset, queries={document.id: document.full_text for document in dataset.corpus})
 
 
 def parse_params(text: str | None) -> dict[str, int]:

@@ -19,7 +19,13 @@ from ance_fast.errors import ConfigError
 
 def train(
     context: typer.Context,
-    data: Annotated[str, typer.Argument(help="Training data: beir:DIR, msmarco:DIR, jsonl:FILE, or a path.")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="Training data: beir:DIR, msmarco:DIR, jsonl:FILE, a path; or triples:FILE (lines of query, positive, "
+            "negative), trained on in the file's order."
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Run folder.")],
     model: Annotated[str, typer.Option("--model", "-m", help="Checkpoint to start from: folder or Hugging Face id.")],
     recipe: Annotated[
@@ -34,6 +40,16 @@ def train(
     ] = False,
     split: Annotated[str, typer.Option(help="Split of the judgements to train on.")] = "train",
     dev_split: Annotated[str | None, typer.Option(help="Split to measure at every refresh.")] = None,
+    dev_data: Annotated[
+        str | None, typer.Option(help="triples: the data set of the dev split; its corpus is tokenised once.")
+    ] = None,
+    dev_candidates: Annotated[
+        Path | None, typer.Option(help="A run, or top1000.dev: dev queries also rank these passages alone.")
+    ] = None,
+    full_ranking: Annotated[bool, typer.Option(help="Measure dev queries against the whole corpus, too.")] = True,
+    measure_every: Annotated[
+        str | None, typer.Option(help="none: steps between two measurements of the dev split [only at the end].")
+    ] = None,
     test_split: Annotated[str | None, typer.Option(help="Split to measure at the end; writes RUN/test.trec.")] = None,
     judged: Annotated[
         Path | None, typer.Option(help="More judgements of training queries (qrels file), to count false negatives by.")
@@ -73,12 +89,12 @@ def train(
         float | None, typer.Option(help="Multiplies scores [20 if embeddings are normalised, else 1].")
     ] = None,
     order: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="queries: a batch is queries in a new order every epoch. triples: a refresh draws --triples-per-query "
-            "negatives for each, and a batch is triples, those of a query one after another."
+            "negatives for each, and a batch is triples, those of a query one after another [queries]."
         ),
-    ] = "queries",
+    ] = None,
     query_chunks: Annotated[
         int, typer.Option(help="triples: a refresh mines one of so many parts of the queries.")
     ] = 1,
@@ -88,12 +104,12 @@ def train(
         str, typer.Option(help="Negatives until the first refresh: bm25, random, index, dataset.")
     ] = "bm25",
     refresh: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="sync stops to encode and mine everything; rolling encodes a slice of the corpus before every step "
-            "and mines each batch; async leaves it all to a second process; none keeps the start negatives."
+            "and mines each batch; async leaves it all to a second process; none keeps the start negatives [sync]."
         ),
-    ] = "sync",
+    ] = None,
     refresh_every: Annotated[
         str, typer.Option(help='"500" steps, "2 epochs", or by ranges of steps: "0-1000:500,1000-:1000".')
     ] = "1 epoch",
@@ -135,7 +151,10 @@ def train(
     ] = None,
     answers: Annotated[
         str | None,
-        typer.Option(help='JSON Lines, {"query": ID, "answers": [...]}: what holds an answer is no negative.'),
+        typer.Option(
+            help='JSON Lines, {"query": ID, "answers": [...]}, or "dataset" (dpr:, kilt:): what holds an answer is no '
+            "negative."
+        ),
     ] = None,
     documents: Annotated[
         str | None,
@@ -165,6 +184,9 @@ def train(
 
     Or beside it: ance-fast train beir:scifact -m intfloat/e5-small-v2 -o run --refresh async --max-staleness 200
 
+    A warm-up on triples, measured: ance-fast train triples:triples.train.small.tsv -m roberta-base -o run
+    --loss pairwise --dev-data msmarco:DIR --dev-split dev.small --measure-every 5000
+
     All but rolling also in several processes: torchrun --nproc-per-node 2 $(which ance-fast) train ...
 
     A published run: ance-fast train --recipe msmarco-passage-firstp --data msmarco -m warmup/final -o run
@@ -176,10 +198,13 @@ def train(
         chosen.prepare()
     refuse_unknown_chunks(chunks, max_document_length)
     refuse_missing_data(data)
+    if dev_data is not None:
+        refuse_missing_data(dev_data)
     refuse_missing_model(model)
     refuse_unknown_preset(text_preset)
     refuse_missing_files(
-        *(_named_file(text)[1] for text in candidates or []), *(file for file in (judged, answers, documents) if file)
+        *(_named_file(text)[1] for text in candidates or []),
+        *(file for file in (judged, None if answers == "dataset" else answers, documents, dev_candidates) if file),
     )
     from ance_fast.data import load_dataset, read_qrels, write_run
     from ance_fast.models import Encoder
@@ -189,6 +214,11 @@ def train(
     ranks = join(device)
     if not ranks.leads:
         logging.getLogger("ance_fast").setLevel(logging.WARNING)  # the first says it for all
+    triples = data.startswith("triples:")
+    if dev_data is not None and not triples:
+        raise ConfigError("--dev-data is for triples:FILE; dev queries of other data are asked of its own corpus")
+    if triples and not dev_data and (dev_split or test_split):
+        raise ConfigError(f"{data} has no splits to measure; --dev-data says which data set has them")
     config = AnceConfig(
         output_dir=str(output),
         max_steps=max_steps,
@@ -209,12 +239,15 @@ def train(
         dropout=dropout,
         loss=loss,
         scale=scale,
-        order=order,
+        order=order or ("triples" if triples else "queries"),
         query_chunks=query_chunks,
         triples_per_query=triples_per_query,
         positives=positives,
         start=start,
-        refresh=refresh,
+        refresh=refresh or ("none" if triples else "sync"),
+        measure_every=measure_every,
+        dev_candidates=str(dev_candidates) if dev_candidates else None,
+        full_ranking=full_ranking,
         refresh_every=refresh_every,
         first_refresh=first_refresh,
         max_refreshes=max_refreshes,
@@ -243,8 +276,8 @@ def train(
         **(chosen.settings if chosen is not None else {}),
     )
     dataset = load_dataset(data, split=split)
-    dev = load_dataset(data, split=dev_split) if dev_split else None
-    test = load_dataset(data, split=test_split) if test_split else None
+    dev = load_dataset(dev_data or data, split=dev_split) if dev_split or dev_data else None
+    test = load_dataset(dev_data or data, split=test_split) if test_split else None
     judgements = read_qrels(judged) if judged else None
     encoder = Encoder.load(model, device=device, dtype="float32", num_layers=num_layers, text_preset=text_preset)
     encoder = encoder.two_towers() if two_towers else encoder
@@ -276,7 +309,8 @@ def _report(result: dict[str, Any], output: Path, json: bool) -> None:
     print(f"Report: {result['report']}")
     for command in result.get("then", ()):
         print(f"Measure it: {command}")
-    print(f"Search it: {program()} search {shlex.quote(str(output))} 'your query'")
+    if (output / "index").exists():
+        print(f"Search it: {program()} search {shlex.quote(str(output))} 'your query'")
 
 
 def _named_files(texts: list[str]) -> dict[str, str]:

@@ -1,0 +1,332 @@
+"""Checkpoints that are not what they should be: what is wrong with them is said, and nothing half-written stays."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import pickle
+import sys
+import tarfile
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ance_fast import Encoder
+from ance_fast.errors import ArtifactError, ConfigError
+from ance_fast.models.checkpoint_formats import find_format, read_checkpoint, with_head, write_checkpoint
+from ance_fast.models.foreign import ReadOptions
+
+
+class Custom:
+    """What a pickle may ask for."""
+
+
+def refusal(path: Path, options: ReadOptions | None = None, form: str | None = None) -> str:
+    with pytest.raises((ArtifactError, ConfigError)) as caught:
+        read_checkpoint(path, form, options or ReadOptions())
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_tensors_that_are_missing_or_too_many_or_of_another_shape_are_named(released: Any) -> None:
+    state = released.ance
+    del state["roberta.encoder.layer.1.output.dense.bias"]
+    del state["roberta.embeddings.LayerNorm.weight"]
+    state["roberta.encoder.layer.2.output.dense.bias"] = torch.zeros(32)
+    state["roberta.embeddings.position_embeddings.weight"] = torch.zeros(40, 32)
+    path = released.ance_folder("broken", state)
+    assert refusal(path) == (
+        f"{path}: the weights do not fit; tensors 2 missing (roberta.embeddings.LayerNorm.weight, "
+        "roberta.encoder.layer.1.output.dense.bias); 1 not known (roberta.encoder.layer.2.output.dense.bias); 1 of "
+        "another shape (roberta.embeddings.position_embeddings.weight is [40, 32], expected [66, 32])"
+    )
+    many = released.ance | {f"extra.{number}": torch.zeros(1) for number in range(5)}
+    assert "5 not known (extra.0, extra.1, extra.2, ...)" in refusal(released.ance_folder("extra", many))
+
+
+def test_tensors_of_seed_encoder_are_named_as_its_files_name_them(released: Any) -> None:
+    prefix = "seed_encoder.encoder.sentence_encoder."
+    state = {prefix + name: value for name, value in released.fairseq.items()} | released.head_tensors
+    del state[prefix + "layers.1.fc2.bias"]
+    state["another.weight"] = torch.zeros(2)
+    said = refusal(released.seed_folder("broken", state))
+    assert f"1 missing ({prefix}layers.1.fc2.bias); 1 not known (another.weight)" in said
+    assert "layers.2" in refusal(released.seed_folder("shallow", encoder_layers=3))
+    assert "1 missing (encoder.sentence_encoder.embed_positions.weight)" not in said
+    path = released.seed_fairseq("part.pt")
+    content = torch.load(path, weights_only=False)
+    del content["model"]["encoder.sentence_encoder.embed_positions.weight"]
+    torch.save(content, path)
+    assert "tensors 1 missing (encoder.sentence_encoder.embed_positions.weight)" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("embeddingHead.weight", (24, 64), "the head takes vectors 64 wide .* the transformer gives 32"),
+        ("embeddingHead.weight", (16, 32), r"the head gives vectors 16 wide .* embeddingHead.bias is \[24\]"),
+        ("norm.weight", (768,), r"the head gives vectors 24 wide .* norm.weight is \[768\]"),
+        ("embeddingHead.weight", (24,), r"embeddingHead.weight is \[24\], expected a matrix"),
+        ("norm.bias", None, "the head lacks 1 of 4 tensors: norm.bias"),
+    ],
+)
+def test_a_head_of_another_width_is_named_with_both_widths(
+    released: Any, name: str, shape: tuple[int, ...] | None, message: str
+) -> None:
+    state = {key: value for key, value in released.ance.items() if key != name}
+    if shape is not None:
+        state[name] = torch.zeros(shape)
+    with pytest.raises(ArtifactError, match=message):
+        Encoder.load(str(released.ance_folder("broken", state)))
+
+
+def test_a_head_of_another_width_in_a_folder_of_sentence_transformers_is_named(released: Any) -> None:
+    folder = released.sentence_transformers_folder("st")
+    dense = folder / "2_Dense"
+    save_file({"linear.weight": torch.zeros(24, 48), "linear.bias": torch.zeros(24)}, dense / "model.safetensors")
+    with pytest.raises(ArtifactError, match=r"2_Dense.*linear.weight is \[24, 48\], expected \[24, 32\]"):
+        Encoder.load(str(folder))
+    config = (dense / "config.json").read_text()
+    (dense / "config.json").write_text(config.replace('"in_features": 32', '"in_features": 48'))
+    with pytest.raises(ArtifactError, match="Dense takes vectors 48 wide, the transformer gives 32"):
+        Encoder.load(str(folder))
+
+
+def test_weights_for_another_encoder_are_named(released: Any, tmp_path: Path) -> None:
+    encoder = Encoder.load(str(released.ance_folder("ance")))
+    with_head(encoder, "fresh").save(tmp_path / "wider")
+    with pytest.raises(ArtifactError, match=r"head.0.linear.weight is \[32, 32\], expected \[24, 32\].*another archi"):
+        encoder.load_weights(tmp_path / "wider")
+
+
+def test_pickles_that_could_run_code_are_read_only_when_trusted(
+    released: Any, tmp_path: Path, token_rows: list[list[int]], embed: Callable[..., Tensor]
+) -> None:
+    folder = released.ance_folder("ance")
+    body = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    expected = embed(Encoder.load(str(folder)), token_rows)
+    # A dictionary with an attribute, as some programs saved theirs.
+    body = type("State", (dict,), {"__module__": __name__})(body)
+    setattr(sys.modules[__name__], "State", type(body))  # noqa: B010
+    torch.save(body, folder / "pytorch_model.bin")
+    said = refusal(folder)
+    assert "a Python object" in said
+    assert "--trust" in said
+    with pytest.raises(ArtifactError, match="if you trust where the file comes from.*ance-fast convert"):
+        Encoder.load(str(folder))
+    found = read_checkpoint(folder, None, ReadOptions(trust=True))
+    assert torch.equal(embed(found.placed(), token_rows), expected)
+
+
+def test_a_trusted_file_may_hold_objects_of_programs_that_are_not_here(
+    released: Any, token_rows: list[list[int]], embed: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = types.ModuleType("fairseq_of_long_ago")
+    elsewhere.Meter = type("Meter", (), {"__module__": "fairseq_of_long_ago"})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "fairseq_of_long_ago", elsewhere)
+    meter = elsewhere.Meter()
+    meter.total = 3
+    path = released.seed_fairseq("pretrained.pt", extra_state={"meters": [meter]})
+    monkeypatch.delitem(sys.modules, "fairseq_of_long_ago")
+    assert "fairseq_of_long_ago.Meter" in refusal(path)
+    found = read_checkpoint(path, None, ReadOptions(trust=True))
+    again = read_checkpoint(released.seed_fairseq("plain.pt"), None, ReadOptions())
+    assert torch.equal(embed(found, token_rows), embed(again, token_rows))
+
+
+def test_reading_a_pickle_without_trust_runs_nothing(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "ran",))
+
+    content = {"model": {"encoder.sentence_encoder.embed_tokens.weight": Trap()}}
+    torch.save(content, tmp_path / "zip.pt")
+    torch.save(content, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(content, protocol=2))
+    for name in ("zip.pt", "old.pt", "plain.pt"):
+        refusal(tmp_path / name)
+        refusal(tmp_path / name, form="seed-finetuned")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("kept", [0, 5, 300, -7])
+def test_files_that_are_cut_off_are_said_to_be(released: Any, kept: int) -> None:
+    folder = released.ance_folder("ance")
+    file = folder / "pytorch_model.bin"
+    torch.save(released.ance, file, _use_new_zipfile_serialization=kept != -7)
+    file.write_bytes(file.read_bytes()[:kept])
+    for options in (ReadOptions(), ReadOptions(trust=True)):
+        with pytest.raises(ArtifactError, match="pytorch_model.bin: cannot be read"):
+            read_checkpoint(folder, "ance", options)
+    save_file({name: value.contiguous().clone() for name, value in released.ance.items()}, folder / "model.safetensors")
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:kept])
+    with pytest.raises(ArtifactError, match="model.safetensors: cannot be read"):
+        Encoder.load(str(folder))
+    tar = released.seed_tar("seed.tgz")
+    tar.write_bytes(tar.read_bytes()[: max(kept, 1) if kept >= 0 else -5000])
+    with pytest.raises(ArtifactError, match="seed.tgz: cannot be read"):
+        Encoder.load(str(tar))
+
+
+def test_files_without_a_tokenizer_or_a_head_have_to_be_converted(released: Any, tmp_path: Path) -> None:
+    for path in (released.seed_fairseq("pretrained.pt"), released.seed_finetuned("model.pt")):
+        with pytest.raises(ArtifactError, match="convert it first: ance-fast convert .*pt FOLDER --to"):
+            Encoder.load(str(path))
+    other = tmp_path / "other.pt"
+    torch.save({"weight": torch.zeros(2)}, other)
+    with pytest.raises(ArtifactError, match=r"no known form of checkpoint \(it holds weight\); known are sentence-tr"):
+        Encoder.load(str(other))
+    torch.save([1, 2], other)
+    with pytest.raises(ArtifactError, match="it holds list"):
+        find_format(other)
+
+
+def test_a_tokenizer_that_is_missing_or_of_another_model_is_refused(released: Any, tmp_path: Path) -> None:
+    folder = released.ance_folder("ance")
+    (folder / "merges.txt").unlink()
+    assert "no tokenizer (tokenizer.json, or vocab.json and merges.txt); name the folder of one with --tok" in refusal(
+        folder
+    )
+    found = read_checkpoint(folder, None, ReadOptions(tokenizer=released.root / "roberta-vocabulary"))
+    assert len(found.tokenizer) <= 340
+    with pytest.raises(ArtifactError, match="nowhere: no such tokenizer"):
+        read_checkpoint(folder, None, ReadOptions(tokenizer=tmp_path / "nowhere"))
+    (released.root / "big").mkdir()
+    words = (released.root / "seed-vocabulary" / "vocab.txt").read_text() + "".join(f"w{n}\n" for n in range(400))
+    (released.root / "big" / "vocab.txt").write_text(words)
+    said = refusal(released.seed_folder("seed"), ReadOptions(tokenizer=released.root / "big" / "vocab.txt"))
+    assert "the tokenizer has 459 tokens, the model 340" in said
+    (released.root / "big" / "vocab.txt").write_text("[PAD]\n[CLS]\n")
+    with pytest.raises((ArtifactError, ConfigError), match=r"\[CLS\]"):
+        read_checkpoint(released.seed_folder("other"), None, ReadOptions(tokenizer=released.root / "big"))
+
+
+def test_settings_that_make_no_model_are_refused(released: Any) -> None:
+    folder = released.ance_folder("ance", num_attention_heads=5)
+    assert "no RobertaModel can be made of its settings" in refusal(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ArtifactError, match="config.json: not valid JSON"):
+        Encoder.load(str(folder))
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(ArtifactError, match="config.json: holds list"):
+        Encoder.load(str(folder))
+    noted = released.ance_folder("noted")
+    for note in ("pooling", "max_query_length"):
+        (noted / "ance_fast.json").write_text(f'{{"{note}": "some"}}')
+        with pytest.raises(ArtifactError, match=f"{note}='some' in its ance_fast.json means nothing"):
+            Encoder.load(str(noted))
+    assert "cannot have 'two' attention heads" in refusal(released.seed_folder("a", encoder_attention_heads="two"))
+    assert "cannot have 5 attention heads" in refusal(released.seed_folder("b"), ReadOptions(heads=5))
+    assert "say it (--heads)" in refusal(released.seed_fairseq("c.pt", args=argparse.Namespace()))
+    assert "no 'model' in it" in refusal(released.seed_finetuned("d.pt"), form="seed-fairseq")
+    assert "not a dictionary of weights" in refusal(released.seed_fairseq("e.pt"), form="seed-finetuned")
+
+
+def test_what_a_format_has_no_place_for_is_not_lost_in_silence(
+    released: Any, tmp_path: Path, tiny: Callable[..., Path]
+) -> None:
+    ance = Encoder.load(str(released.ance_folder("ance")))
+    bert = Encoder.load(str(tiny("Bert")))
+
+    def refused(encoder: Encoder, form: str, message: str, **settings: Any) -> None:
+        copy = Encoder(encoder.backbone, encoder.head, encoder.tokenizer, encoder.layout, encoder.query_encoder)
+        copy.layout = dataclasses.replace(copy.layout, **settings)
+        with pytest.raises(ConfigError, match=message):
+            write_checkpoint(copy, tmp_path / "to", form)
+        assert not (tmp_path / "to").exists()
+
+    refused(bert, "ance", "holds RoBERTa encoders; this one is a BertModel")
+    refused(bert, "seed-finetuned", "has mean pooling", pooling="mean")
+    refused(bert, "seed-finetuned", "is a BertModel, not a RobertaModel", pooling="cls")
+    refused(ance, "ance", "has max pooling", pooling="max")
+    refused(ance, "castorini", "it L2-normalises its vectors", normalize=True)
+    refused(ance, "seed-hf", "it has prompts", prompts={"query": "query: "})
+    refused(ance, "seed-fairseq", "no place for a head; write seed-finetuned")
+    refused(with_head(ance, "none"), "ance", "this one's head is none .*--head fresh")
+    refused(with_head(ance, "none").two_towers(), "ance", "it has two towers")
+    refused(ance, "huggingface", "read, not written")
+    refused(ance, "onnx", "'onnx': no known form")
+    for setting, value in (("layer_norm_eps", 1e-12), ("pad_token_id", 0), ("hidden_act", "relu")):
+        config = ance.backbone.model.config
+        kept = getattr(config, setting)
+        setattr(config, setting, value)
+        refused(ance, "seed-finetuned", "seed-finetuned has no place for this encoder: it has")
+        setattr(config, setting, kept)
+    with pytest.raises(ConfigError, match="head='new': choose keep, none or fresh"):
+        with_head(ance, "new")
+
+
+@pytest.mark.parametrize("form", ["ance", "seed-hf", "seed-finetuned"])
+def test_writing_that_fails_leaves_nothing(
+    released: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    encoder = Encoder.load(str(released.ance_folder("ance")))
+
+    def full(state: object, path: Path) -> None:
+        path.write_bytes(b"part")
+        raise OSError("No space left on device")
+
+    for module in ("ance_checkpoints", "seed_folders", "seed_checkpoints"):
+        monkeypatch.setattr(f"ance_fast.models.{module}.write_state", full)
+    for name in ("to", "to.tar"):
+        (tmp_path / "here").mkdir(exist_ok=True)
+        with pytest.raises(ArtifactError, match="was not written .*No space left.*is the disk full?"):
+            write_checkpoint(encoder, tmp_path / "here" / name, form)
+        assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_what_is_already_there_is_not_replaced_unless_it_is_a_checkpoint(released: Any, tmp_path: Path) -> None:
+    encoder = Encoder.load(str(released.ance_folder("ance")))
+    (tmp_path / "file.pt").write_text("mine")
+    with pytest.raises(ArtifactError, match="file.pt: exists"):
+        write_checkpoint(encoder, tmp_path / "file.pt", "seed-finetuned")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.tex").write_text("mine")
+    with pytest.raises(ArtifactError, match="folder"):
+        write_checkpoint(encoder, tmp_path / "folder", "ance")
+    assert (tmp_path / "folder" / "thesis.tex").read_text() == "mine"
+    for form in ("ance", "castorini"):
+        write_checkpoint(encoder, tmp_path / "again", form)
+    assert find_format(tmp_path / "again") == "castorini"
+    damaged = tmp_path / "again" / "pytorch_model.bin"
+    damaged.write_bytes(damaged.read_bytes()[:-3] + b"abc")
+    with pytest.raises(ArtifactError, match="checksum differs"):
+        Encoder.load(str(tmp_path / "again"))
+
+
+def test_a_tar_is_read_by_the_names_of_its_files_and_unpacked_nowhere_else(
+    released: Any, tmp_path: Path, token_rows: list[list[int]], embed: Callable[..., Tensor]
+) -> None:
+    path = released.seed_tar("seed.tar.gz")
+    expected = embed(Encoder.load(str(path)), token_rows)
+    inside = released.root / "seed.tar.gz-inside"
+    for whole in (True, False):
+        with tarfile.open(path, "w") as tar:
+            for name in ("../config.json", "seed/../../vocab.txt", "/tmp/escaped/config.json", "notes/vocab.txt"):
+                member = tarfile.TarInfo(name)
+                member.size = 4
+                tar.addfile(member, io.BytesIO(b"evil"))
+            link = tarfile.TarInfo("deep/er/seed/tokenizer.json")
+            link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            tar.addfile(link)
+            if whole:
+                tar.add(inside, arcname="deep/er/seed")
+        before = set(tmp_path.rglob("*"))
+        if whole:
+            assert torch.equal(embed(Encoder.load(str(path)), token_rows), expected)
+        else:
+            with pytest.raises(ArtifactError, match="a tar without the config.json of a SEED-Encoder"):
+                Encoder.load(str(path))
+        assert set(tmp_path.rglob("*")) == before
+    with tarfile.open(path, "w") as tar:
+        tar.add(inside / "config.json", arcname="config.json")
+    with pytest.raises(ArtifactError, match="no weights"):
+        Encoder.load(str(path))
