@@ -25,7 +25,7 @@ BLOCK_PAIRS = 8192
 
 @dataclass(frozen=True)
 class Candidates:
-    """The candidates of queries, as rows of `passages`.
+    """The candidates of queries, as rows of `passages`, or where these are chunks as numbers of their documents.
 
     queries: ids. offsets int64 [n + 1], rows int64: those of query i are rows[offsets[i] : offsets[i + 1]], each once.
     """
@@ -39,32 +39,41 @@ class Candidates:
         """Query id -> document id -> score of its candidates; `vectors` float32 [n, dim] are the queries'.
 
         Passages are taken from `index`, of their whole corpus, if it keeps exact vectors; else they are encoded now,
-        each once.
+        each once. A document scores as the best of its chunks, those past its end included, as in the index.
         """
         wanted, place = np.unique(self.rows, return_inverse=True)
         exact = index is not None and is_flat(index.factory)
-        encoded = None if exact else encoder.encode_tokens(self.passages, wanted).cpu().numpy()
+        rows = self._chunks(wanted)[1]
+        encoded = None if exact else encoder.encode_tokens(self.passages, rows).cpu().numpy()
         owner = np.repeat(np.arange(len(self.queries)), np.diff(self.offsets))
         scores = np.empty(len(self.rows), dtype=np.float32)
         for start in range(0, len(scores), BLOCK_PAIRS):
             part = slice(start, start + BLOCK_PAIRS)
+            starts, chunks = self._chunks(self.rows[part])
             if encoded is not None:
-                rows = encoded[place[part]]
+                found = encoded[np.searchsorted(rows, chunks)]
             else:
                 assert index is not None
-                rows = index.reconstruct(self.rows[part])
-            scores[part] = np.einsum("nd,nd->n", vectors[owner[part]], rows)
-        ids = self.passages.ids
-        names = ids.arrow.take(wanted).to_pylist()
+                found = index.reconstruct(chunks)
+            asked = vectors[np.repeat(owner[part], np.diff(starts))]
+            scores[part] = np.maximum.reduceat(np.einsum("nd,nd->n", asked, found), starts[:-1])
+        names = self.passages.corpus.ids.arrow.take(wanted).to_pylist()
         return {
             query: {names[place[pair]]: float(scores[pair]) for pair in range(start, stop)}
             for query, start, stop in zip(self.queries, self.offsets[:-1], self.offsets[1:], strict=True)
             if stop > start
         }
 
+    def _chunks(self, passages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The rows that these are encoded from, as offsets int64 [len(passages) + 1] and rows int64."""
+        documents = self.passages.chunked
+        if documents is None:
+            return np.arange(len(passages) + 1), passages
+        return documents.rows_of(passages, filled=False)
+
 
 def read_candidates(path: str | Path, queries: Sequence[str], passages: TokenStore) -> Candidates:
-    """The candidates that the file names for these query ids, as rows of `passages`.
+    """The candidates that the file names for these query ids, as rows of `passages`, or documents of its chunks.
 
     Either a TREC run, or tab-separated lines that begin with a query's and a passage's id and may go on with their
     texts (`top1000.dev`). Passages that the corpus lacks are one counted warning.
@@ -74,7 +83,7 @@ def read_candidates(path: str | Path, queries: Sequence[str], passages: TokenSto
     path = Path(path)
     found = _named(path)
     pairs = [(number, document) for number, query in enumerate(queries) for document in found.get(query, ())]
-    rows = passages.ids.positions([document for _, document in pairs])
+    rows = passages.corpus.positions([document for _, document in pairs])
     unknown = np.flatnonzero(rows < 0)
     if len(unknown):
         number, document = pairs[int(unknown[0])]

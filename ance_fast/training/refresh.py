@@ -120,15 +120,12 @@ def reciprocal_rank(snapshot: Snapshot, examples: Examples, table: NegativeTable
     """Mean over the queries of `table` of 1 / rank of their best-scored positive, 0 beyond `depth`: what microsoft/ANCE
     prints of the training queries. The table's candidates must be the passages nearest to each query, best first."""
     asked = np.arange(len(examples)) if table.queries is None else table.queries
-    offsets, rows = examples.positives_of(asked)
-    owner = np.repeat(np.arange(len(asked)), np.diff(offsets))
-    best = np.full(len(asked), -np.inf, dtype=np.float32)
-    np.maximum.at(best, owner, np.einsum("nd,nd->n", snapshot.queries[asked[owner]], snapshot.passages[rows]))
+    best = snapshot.best_positives(examples.pairs, len(examples))[asked]
     total = 0.0
     for start in range(0, len(asked), 1024):
         block = slice(start, start + 1024)
         candidates = table.candidates[block, :depth]
-        scores = np.einsum("nd,nkd->nk", snapshot.queries[asked[block]], snapshot.passages[candidates])
+        scores = snapshot.products(asked[block], candidates)
         rank = 1 + ((scores > best[block, None]) & (candidates >= 0)).sum(axis=1)
         total += float((1.0 / rank)[rank <= depth].sum())
     return total / max(1, len(asked))

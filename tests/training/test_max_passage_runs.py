@@ -18,8 +18,9 @@ from ance_fast.data.chunks import OURS
 from ance_fast.errors import ArtifactError, ConfigError
 from ance_fast.training import AnceTrainer
 from ance_fast.training.candidate_sources import refreshed_candidates, run_sampler
+from ance_fast.training.dev_candidates import read_candidates
 from ance_fast.training.generations import Generation
-from ance_fast.training.refresh import take_snapshot
+from ance_fast.training.refresh import reciprocal_rank, take_snapshot
 from ance_fast.training.rolling import RollingRefresh
 from ance_fast.training.sync import probed_overlap
 
@@ -46,6 +47,10 @@ def document_scores(trainer: AnceTrainer, *, empty: bool) -> np.ndarray:
     if not empty:
         products[:, examples.passages.lengths == 0] = -np.inf
     return np.maximum.reduceat(products, documents.starts[:-1], axis=1)
+
+
+def corpus_ids(trainer: AnceTrainer) -> list[str]:
+    return list(trainer.examples.corpus.ids)
 
 
 def check_lists(trainer: AnceTrainer, candidates: np.ndarray, mined: np.ndarray, *, empty: bool) -> None:
@@ -79,6 +84,17 @@ def test_a_refresh_mines_the_documents_with_the_best_chunks(tiny_bert: Path, wik
     assert table.source == "index"
     check_lists(trainer, table.candidates, np.arange(len(table.candidates)), empty=True)
     check_results(trainer, wiki, rules)
+    # Candidates of dev queries, by the index and encoded anew.
+    (tmp_path / "dev.tsv").write_text("".join(f"a\t{name}\nb\t{name}\n" for name in corpus_ids(trainer)[5:15]))
+    listed = read_candidates(tmp_path / "dev.tsv", ["b", "a"], trainer.examples.passages)
+    index = Index.load(trainer.folder / "index", fingerprint=trainer.encoder.fingerprint())
+    asked_by = trainer.encoder.encode_tokens(trainer.examples.queries, np.array([3, 8])).numpy()
+    expected = document_scores(trainer, empty=True)[[3, 8]][:, 5:15]
+    for given in (index, None):
+        ranked = listed.ranked(trainer.encoder, asked_by, given)
+        assert list(ranked["b"]) == corpus_ids(trainer)[5:15]
+        found_scores = [list(ranked[name].values()) for name in ("b", "a")]
+        np.testing.assert_allclose(found_scores, expected, atol=1e-4)
     assert probed_overlap(trainer.encoder, trainer.examples, table, seed=1) > 0.9
     snapshot = take_snapshot(trainer.encoder, trainer.examples, factory="Flat")
     every = np.arange(len(table.candidates))
@@ -86,6 +102,12 @@ def test_a_refresh_mines_the_documents_with_the_best_chunks(tiny_bert: Path, wik
     some = np.tile(others, (len(every), 1))
     scores = document_scores(trainer, empty=False)
     np.testing.assert_allclose(snapshot.products(every[:9], some[:9]), scores[:9, others], atol=1e-4)
+
+    positive = [scores[query, trainer.examples.positives_of(np.array([query]))[1]].max() for query in every]
+    listed_scores = np.take_along_axis(scores, table.candidates.astype(np.int64), 1)
+    ranks = 1 + (listed_scores > np.array(positive)[:, None]).sum(axis=1)
+    expected_rank = np.where(ranks <= 10, 1 / ranks, 0).mean()
+    assert reciprocal_rank(snapshot, trainer.examples, table) == pytest.approx(expected_rank, abs=0.01)
 
     # Every source and scale, over the same snapshot: candidates of a percentage below the positives' cosine.
     text = "ance-tele,scores=cosine,percentage=0.999,contents=true"
