@@ -127,15 +127,12 @@ def test_index_from_a_corpus_and_a_file_of_queries(run: Run, model: Path, wiki: 
 
 
 def test_documents_in_chunks_are_found_as_documents(run: Run, model: Path, wiki: Path, tmp_path: Path) -> None:
-    rules, tokens, index = ("--chunks", "ours,length=24,count=3"), tmp_path / "tokens", tmp_path / "index"
-    made = last_json(run("tokenize", wiki, "-m", model, "-o", tokens, *rules, "--num-proc", 1, "--json"))
-    assert made["documents"] == 400
-    assert made["passages"] > 400  # type: ignore[operator]
+    rules, index = ("--chunks", "ours,length=24,count=3"), tmp_path / "index"
     cosine = ("--metric", "cosine")  # by which `rank` compares for this model
-    built = last_json(run("index", tokens, "-m", model, "-o", index, *cosine, "--json"))  # cut as the store is
-    assert (built["vectors"], built["document_separator"]) == (made["passages"], "#")
-    searched = ("-m", model, "--queries", wiki, "--split", "test", "-k", 50)
-    run("search", index, *searched, "-o", tmp_path / "found.trec")
+    built = last_json(run("index", wiki, "-m", model, "-o", index, *rules, *cosine, "--json"))
+    assert built["document_separator"] == "#"
+    assert built["vectors"] > 400  # type: ignore[operator]
+    run("search", index, "-m", model, "--queries", wiki, "--split", "test", "-k", 50, "-o", tmp_path / "found.trec")
     run("rank", wiki, "-m", model, "--split", "test", "-k", 50, *rules, "-o", tmp_path / "ranked.trec")
     found, ranked = read_run(tmp_path / "found.trec"), read_run(tmp_path / "ranked.trec")
     corpus = {document.id: document for document in read_beir(wiki, "test").corpus}
@@ -144,10 +141,9 @@ def test_documents_in_chunks_are_found_as_documents(run: Run, model: Path, wiki:
         assert len(hits) == 50
         assert hits.keys() <= corpus.keys()
         assert list(hits.values()) == pytest.approx(list(ranked[query].values()), abs=1e-4)
+    tokens = tmp_path / "index.tokens"
     shown = last_json(run("search", index, "a river", "-m", model, "--store", tokens, "-k", 3, "--json"))
     assert [hit["text"] for hit in shown["hits"]] == [corpus[hit["id"]].text for hit in shown["hits"]]  # type: ignore[attr-defined]
-    both = run("rank", wiki, "-m", model, "-o", "r", *rules, "--max-document-length", 24, status=2)
-    assert "leave the maximum length of passages out" in both.stderr
 
 
 def test_encode_goes_on_and_refuses_to_mix(run: Run, model: Path, wiki: Path, tmp_path: Path) -> None:

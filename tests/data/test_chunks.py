@@ -52,7 +52,7 @@ def expected(text: list[int], rules: ChunkRules, *, drops_end: bool) -> list[lis
     return chunks + [[] for _ in range(count - len(chunks)) if rules.keep_empty]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(
     lengths=st.lists(st.integers(0, 30), min_size=1, max_size=6),
     length=st.integers(3, 8),

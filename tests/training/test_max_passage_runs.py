@@ -154,9 +154,7 @@ def test_rolling_mines_them_too_and_resumes_to_the_same_end(tiny_bert: Path, wik
         make_trainer(tiny_bert, wiki, tmp_path / "cut", **{**settings, "chunks": "ours,length=24,count=2"})
 
 
-def test_a_checkpoint_says_how_documents_are_cut_and_a_run_may_say_otherwise(
-    tiny_bert: Path, wiki: Path, tmp_path: Path
-) -> None:
+def test_a_checkpoint_says_how_documents_are_cut(tiny_bert: Path, wiki: Path, tmp_path: Path) -> None:
     encoder = Encoder.load(str(tiny_bert), device="cpu")
     assert encoder.chunks is None
     rules = ChunkRules(20, 2, first_token=True, keep_empty=False)
@@ -164,11 +162,8 @@ def test_a_checkpoint_says_how_documents_are_cut_and_a_run_may_say_otherwise(
     assert (encoder.max_document_length, encoder.max_query_length) == (20, 80)
     encoder.save(tmp_path / "maxp")
     assert Encoder.load(str(tmp_path / "maxp"), device="cpu").chunks == rules
-    settings = {**RUN, "start": "random"}
-    trainer = make_trainer(tmp_path / "maxp", wiki, tmp_path / "whole", chunks="none", **settings)
-    assert trainer.examples.documents is None
     with pytest.raises(ConfigError, match="max_document_length=24: documents are cut into chunks of 20 tokens"):
-        make_trainer(tmp_path / "maxp", wiki, tmp_path / "no", **{**settings, "max_document_length": 24})
+        make_trainer(tmp_path / "maxp", wiki, tmp_path / "no", **{**RUN, "max_document_length": 24})
     with pytest.raises(ConfigError, match="chunks of 512 tokens: this encoder takes 80"):
         encoder.set_chunks(OURS)
     with pytest.raises(ConfigError, match="chunks='maxp': begin with one of"):
