@@ -25,7 +25,7 @@ SETTINGS: dict[str, Any] = {
     "refresh": "none",
     "measure_every": 3,
     "max_query_length": 12,
-    "max_document_length": 24,
+    "max_document_length": 12,
     "logging_steps": 1,
     "save_every": 3,
     "learning_rate": 1e-3,
