@@ -107,9 +107,7 @@ def build_text_triples(
     stores = {"passages": passages.manifest["content"], "train_queries": queries.manifest["content"]}
     with staged_artifact(folder / "triples", KIND, {"source": source, "stores": stores}) as staging:
         np.save(staging / "rows.npy", np.frombuffer(stream.rows, dtype=np.int32).reshape(-1, 3))
-    opened = _open(folder, settings, source)
-    assert opened is not None
-    return opened
+    return TextTriples(queries, passages, _rows(folder))
 
 
 class _Stream:
@@ -147,8 +145,12 @@ def _open(folder: Path, settings: dict[str, dict[str, Any]], source: dict[str, A
     contents = {name: store.manifest["content"] for name, store in stores.items()}
     if manifest["source"] != source or manifest["stores"] != contents:
         return None
-    rows = np.load(folder / "triples" / "rows.npy", mmap_mode="r")
-    return TextTriples(stores["train_queries"], stores["passages"], rows)
+    return TextTriples(stores["train_queries"], stores["passages"], _rows(folder))
+
+
+def _rows(folder: Path) -> np.ndarray:
+    rows: np.ndarray = np.load(folder / "triples" / "rows.npy", mmap_mode="r")
+    return rows
 
 
 def _source(path: Path) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from ance_fast.crash_points import crash_point
 from ance_fast.data.chunks import ChunkRules
 from ance_fast.data.dataset import Dataset
 from ance_fast.data.packing import PackedBatch
-from ance_fast.errors import ArtifactError, ConfigError, DataError
+from ance_fast.errors import ArtifactError, ConfigError
 from ance_fast.evaluation import Evaluation
 from ance_fast.index import Index
 from ance_fast.models.encoder import Encoder
@@ -49,8 +49,6 @@ from ance_fast.training.candidate_sources import run_sampler
 from ance_fast.training.checkpoints import keep_newest, publish_checkpoint
 from ance_fast.training.config import AnceConfig
 from ance_fast.training.dev import DevMeasure, HeldOut, refuse_metrics
-from ance_fast.training.dev_candidates import read_candidates
-from ance_fast.training.examples import Examples, corpus_store, prepare
 from ance_fast.training.given_candidates import refuse_unreadable
 from ance_fast.training.grad_cache import GradCache, check_strategy
 from ance_fast.training.judgements import Grades
@@ -63,10 +61,10 @@ from ance_fast.training.ranks import Ranks, join
 from ance_fast.training.refresh import corpus_index
 from ance_fast.training.refresher import RunParts
 from ance_fast.training.report import write_report
+from ance_fast.training.run_data import dev_queries, run_examples
 from ance_fast.training.run_folder import RunFolder, data_identity, last_refresh, step_of
 from ance_fast.training.shared_batch import share_batch
 from ance_fast.training.staleness import Clock
-from ance_fast.training.triple_examples import prepare_triples
 from ance_fast.training.triples import epoch_length, triple_order
 
 logger = logging.getLogger(__name__)
@@ -85,16 +83,6 @@ class _QueryIndices(torch.utils.data.Dataset[dict[str, int]]):
 
 def _collate(items: list[dict[str, int]]) -> dict[str, Tensor]:
     return {"query": torch.tensor([item["query"] for item in items])}
-
-
-def _judgements(dataset: Dataset, dev: Dataset | None, judged: Grades | None) -> list[Grades]:
-    """What may judge training queries; those of `dev` only where id and text agree, since ids of splits can clash."""
-    texts = dataset.query_tokens is None and dev is not None and dev.query_tokens is None
-    shared = dev.queries.items() & dataset.queries.items() if texts and dev is not None else set()
-    if judged and not judged.keys() & dataset.queries.keys():
-        raise DataError(f"{dataset.name}: none of the {len(judged)} queries in `judged` is a training query")
-    from_dev = {query: dev.qrels[query] for query, _ in shared if query in dev.qrels} if dev is not None else {}
-    return [from_dev, judged or {}]
 
 
 class AnceTrainer(Trainer):
@@ -146,16 +134,13 @@ class AnceTrainer(Trainer):
             for tower in encoder.towers:
                 tower.backbone.set_dropout(config.dropout)
         refuse_unreadable(config.candidates)
-        self.examples: Examples = self._prepare(dataset, _judgements(dataset, dev, judged))
+        stores: dict[str, Any] = {"replace": not self.run_folder.has_checkpoints(), "ranks": self.ranks}
+        self.examples = run_examples(dataset, encoder, config, dev=dev, judged=judged, **stores)
         if judged is not None and self.examples.judgements is None:
             logger.warning(
                 "judged: about no passage of this corpus but the positives; no false negative can be counted"
             )
-        self.held_out = self._hold_out(dev, own_corpus=dataset.triples is not None) if dev and dev.queries else None
-        if self.held_out is None:
-            for name in ("measure_every", "dev_candidates"):
-                if getattr(config, name) is not None:
-                    raise ConfigError(f"{name}={getattr(config, name)!r}: there are no dev queries; pass dev=")
+        self.held_out = dev_queries(dev, dataset, self.examples, encoder, config, **stores)
         self.dev = DevMeasure(self.held_out, config.metrics, self.folder, self.examples.passages)
         self.scale = loss_scale(config.scale, encoder)
         self._progress = ProgressCallback()
@@ -220,43 +205,6 @@ class AnceTrainer(Trainer):
         self._asked_before: int | None = None
         self._batch_of_step = 0
         self._checkpoint: Path | None = None
-
-    def _prepare(self, dataset: Dataset, judged: list[Grades]) -> Examples:
-        common: dict[str, Any] = {
-            "show_progress": True,
-            "replace": not self.run_folder.has_checkpoints(),
-            "ranks": self.ranks,
-        }
-        if dataset.triples is not None:
-            return prepare_triples(dataset.triples, self.encoder, self.ance, **common)
-        return prepare(
-            dataset,
-            self.encoder,
-            self.folder / "passages",
-            num_proc=self.ance.num_proc,
-            judged=judged,
-            last_positive=self.ance.positives == "last",
-            **common,
-        )
-
-    def _hold_out(self, dev: Dataset, *, own_corpus: bool) -> HeldOut:
-        """The dev queries; with `own_corpus` their passages are tokenised too, once, since the run has others."""
-        config, passages = self.ance, None
-        if own_corpus:
-            passages = corpus_store(
-                dev,
-                self.encoder,
-                self.folder / "dev_passages",
-                num_proc=config.num_proc,
-                show_progress=True,
-                replace=not self.run_folder.has_checkpoints(),
-                ranks=self.ranks,
-            )
-        candidates = None
-        if config.dev_candidates is not None:
-            corpus = self.examples.passages if passages is None else passages
-            candidates = read_candidates(config.dev_candidates, list(dev.queries), corpus)
-        return HeldOut(dev, self.encoder, passages=passages, candidates=candidates, full=config.full_ranking)
 
     @property
     def table(self) -> NegativeTable | None:

@@ -39,6 +39,12 @@ FLAGS: dict[str, Any] = {
     "max_seq_length": 24,
     "seed": 7,
 }
+CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "lamb": ({}, {}),
+    "a-warm-up-a-generation": ({"single_warmup": False}, {"warmup": "refresh"}),
+    "adamw": ({"optimizer": "adamw"}, {"optimizer": "adamw"}),
+}
+"""What a run has for settings, in the script's names and in ours."""
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +138,7 @@ def make(model: Path, data: Path, output: Path, **settings: Any) -> AnceTrainer:
     ours: dict[str, Any] = {
         "max_steps": FLAGS["max_steps"],
         "refresh_every": FLAGS["save_steps"],
-        "save_every": FLAGS["save_steps"],
+        "save_every": 8,
         "batch_size": FLAGS["per_gpu_train_batch_size"],
         "gradient_accumulation_steps": FLAGS["gradient_accumulation_steps"],
         "learning_rate": FLAGS["learning_rate"],
@@ -162,68 +168,66 @@ def digest(negatives: list[int]) -> str:
     return hashlib.blake2b(np.array(negatives, dtype=np.int64)[:, None].data, digest_size=16).hexdigest()
 
 
-@pytest.mark.parametrize(
-    ("flags", "settings"),
-    [
-        ({}, {}),
-        ({"single_warmup": False}, {"warmup": "refresh"}),
-        ({"optimizer": "adamw"}, {"optimizer": "adamw"}),
-    ],
-    ids=["lamb", "a-warm-up-a-generation", "adamw"],
-)
-def test_a_run_follows_the_plain_script_step_by_step(
-    model: Path, data: Path, tmp_path: Path, flags: dict[str, Any], settings: dict[str, Any]
-) -> None:
-    wanted = follow(model, data, **flags)
-    trainer = make(model, data, tmp_path / "run", **settings)
+@pytest.fixture(scope="module")
+def wanted(model: Path, data: Path) -> dict[str, Followed]:
+    """What the script does with each of `CHANGES`."""
+    return {name: follow(model, data, **flags) for name, (flags, _) in CHANGES.items()}
+
+
+@pytest.fixture(scope="module")
+def finished(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> AnceTrainer:
+    trainer = make(model, data, tmp_path_factory.mktemp("finished") / "run")
     trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_run_follows_the_plain_script_step_by_step(
+    wanted: dict[str, Followed], finished: AnceTrainer, model: Path, data: Path, tmp_path: Path, name: str
+) -> None:
+    script, trainer = wanted[name], finished
+    if CHANGES[name][1]:
+        trainer = make(model, data, tmp_path / "run", **CHANGES[name][1])
+        trainer.train()
     log = [entry for entry in entries(trainer.folder) if "loss" in entry]
-    assert [entry["loss"] for entry in log] == pytest.approx(wanted.losses, abs=1e-5)
-    assert [entry["learning_rate"] for entry in log] == pytest.approx(wanted.rates, rel=1e-12, abs=1e-18)
+    assert [entry["loss"] for entry in log] == pytest.approx(script.losses, abs=1e-5)
+    assert [entry["learning_rate"] for entry in log] == pytest.approx(script.rates, rel=1e-12, abs=1e-18)
     assert all(("trust_ratio" in entry) == (trainer.ance.optimizer == "lamb") for entry in log)
     ranks = [entry["train_RR@10"] for entry in entries(trainer.folder) if "generation" in entry]
-    assert ranks == pytest.approx(wanted.reciprocal_ranks[1:], abs=1e-6)
+    assert ranks == pytest.approx(script.reciprocal_ranks[1:], abs=1e-6)
     lines = entries(trainer.folder, "negatives.jsonl")
-    assert [line["ids"] for line in lines] == [digest([triple[2] for triple in batch]) for batch in wanted.batches]
-    assert {len(batch) for batch in wanted.batches} > {
-        FLAGS["per_gpu_train_batch_size"]
-    }  # a pass ends with a short one
+    assert [line["ids"] for line in lines] == [digest([triple[2] for triple in batch]) for batch in script.batches]
+    # A pass through a generation ends with a short batch.
+    assert {len(batch) for batch in script.batches} > {FLAGS["per_gpu_train_batch_size"]}
     made = [Generation.load(path).table for path in sorted((trainer.folder / "generations").iterdir())]
     assert [(table.generation, table.step) for table in made] == [(0, 0), (1, 5), (2, 10)]
-    for table, triples in zip(made, wanted.generations, strict=True):
+    for table, triples in zip(made, script.generations, strict=True):
         assert table.queries is not None
         order = query_order(table.queries.tolist(), seed=FLAGS["seed"], generation=table.generation)
         found = draw_triples(table, trainer.examples, trainer.sampler, order, FLAGS["negative_sample"])
         assert found.tolist() == [list(triple) for triple in triples]
 
 
-def test_losses_of_the_script_depend_on_all_that_is_compared(model: Path, data: Path) -> None:
-    """The comparison above would notice another optimizer, order, chunk, positive or list of candidates."""
-    base = follow(model, data).losses
-    changes: list[dict[str, Any]] = [
-        {"optimizer": "adamw"},
-        {"single_warmup": False},
-        {"ann_chunk_factor": 1},
-        {"topk_training": 9},
-        {"max_grad_norm": 0.01},
-    ]
-    for change in changes:
-        other = follow(model, data, **change).losses
-        assert max(abs(mine - theirs) for mine, theirs in zip(base, other, strict=True)) > 1e-4, change
+def test_losses_of_the_script_depend_on_all_that_is_compared(
+    wanted: dict[str, Followed], model: Path, data: Path
+) -> None:
+    """The comparison above would notice another optimizer, rate, part of the queries or list of candidates."""
+    changed = [{"ann_chunk_factor": 1}, {"topk_training": 9}]
+    others = [wanted["a-warm-up-a-generation"], wanted["adamw"], *(follow(model, data, **flags) for flags in changed)]
+    base = wanted["lamb"].losses
+    for other in others:
+        assert max(abs(mine - theirs) for mine, theirs in zip(base, other.losses, strict=True)) > 1e-4
 
 
 def test_a_run_killed_within_a_generation_goes_on_with_the_same_triples(
-    model: Path, data: Path, tmp_path: Path
+    finished: AnceTrainer, model: Path, data: Path, tmp_path: Path
 ) -> None:
-    whole = make(model, data, tmp_path / "whole", save_every=8)
-    whole.train()
-    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
-    for late in sorted((tmp_path / "cut" / "checkpoints").iterdir())[1:]:
-        shutil.rmtree(late)
-    first = next((tmp_path / "cut" / "checkpoints").iterdir())
-    assert first.name == "step-00000008"
-    again = make(model, data, tmp_path / "cut", save_every=8)
+    shutil.copytree(finished.folder, tmp_path / "cut")
+    first, last = sorted((tmp_path / "cut" / "checkpoints").iterdir())
+    assert (first.name, last.name) == ("step-00000008", "step-00000013")
+    shutil.rmtree(last)
+    again = make(model, data, tmp_path / "cut")
     again.train(resume=True)
-    logs = [entries(trainer.folder, "negatives.jsonl") for trainer in (whole, again)]
+    logs = [entries(trainer.folder, "negatives.jsonl") for trainer in (finished, again)]
     assert logs[0] == logs[1]
-    assert whole.encoder.fingerprint() == again.encoder.fingerprint()
+    assert finished.encoder.fingerprint() == again.encoder.fingerprint()

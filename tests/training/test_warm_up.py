@@ -16,6 +16,8 @@ from ance_fast.errors import ConfigError, DataError
 from ance_fast.evaluation import evaluate
 from ance_fast.training import AnceConfig, AnceTrainer
 from ance_fast.training.dev_candidates import read_candidates
+from ance_fast.training.ranks import ALONE
+from ance_fast.training.run_data import dev_queries
 
 SETTINGS: dict[str, Any] = {
     "max_steps": 8,
@@ -25,7 +27,7 @@ SETTINGS: dict[str, Any] = {
     "refresh": "none",
     "measure_every": 3,
     "max_query_length": 12,
-    "max_document_length": 24,
+    "max_document_length": 12,
     "logging_steps": 1,
     "save_every": 3,
     "learning_rate": 1e-3,
@@ -142,7 +144,7 @@ def test_a_resumed_run_tokenises_nothing_and_goes_on_with_the_next_line(
 def test_candidates_alone_take_no_index(
     tiny_bert: Path, triples: Path, wiki: Path, candidates: Path, tmp_path: Path
 ) -> None:
-    settings = {"full_ranking": False, "dev_candidates": str(candidates), "max_steps": 4}
+    settings = {"full_ranking": False, "dev_candidates": str(candidates), "max_steps": 1}
     trainer = make(tiny_bert, triples, wiki, tmp_path / "out", **settings)
     report = trainer.train()
     assert report.keys() == {f"rerank_{name}" for name in ("nDCG@10", "RR@10", "R@100")}
@@ -151,14 +153,13 @@ def test_candidates_alone_take_no_index(
 
 
 def test_other_orders_and_measurements_without_dev_queries_are_refused(
-    tiny_bert: Path, triples: Path, wiki: Path, tmp_path: Path
+    finished: AnceTrainer, tiny_bert: Path, triples: Path, wiki: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="triples are trained on as they are"):
         make(tiny_bert, triples, wiki, tmp_path / "a", order="queries")
-    encoder = Encoder.load(str(tiny_bert), device="cpu", dtype="float32")
-    config = AnceConfig(output_dir=str(tmp_path / "b"), **SETTINGS)
+    config, nobody = AnceConfig(output_dir=str(tmp_path / "b"), **SETTINGS), load_dataset(f"triples:{triples}")
     with pytest.raises(ConfigError, match="measure_every=3: there are no dev queries"):
-        AnceTrainer(encoder, load_dataset(f"triples:{triples}"), config)
+        dev_queries(nobody, nobody, finished.examples, finished.encoder, config, replace=True, ranks=ALONE)
 
 
 def test_candidates_may_be_a_run_and_what_is_unknown_is_counted(
