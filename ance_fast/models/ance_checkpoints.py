@@ -17,6 +17,7 @@ from ance_fast.artifacts import staged_artifact
 from ance_fast.errors import ArtifactError, ConfigError
 from ance_fast.models.ance_head import HEAD_NAMES, head_state, read_head
 from ance_fast.models.encoder import KIND, Encoder
+from ance_fast.models.fairseq_weights import PADDING
 from ance_fast.models.foreign import (
     ReadOptions,
     as_float32,
@@ -34,6 +35,8 @@ from ance_fast.models.state_dicts import refuse_misfit, shapes_of, stripped, wit
 from ance_fast.models.weight_files import PICKLED, folder_weights, has_weights, plain_tensors, weight_names, write_state
 
 PREFIXES = ("module.", "ance_encoder.")
+# transformers 2.3.0 wrote `pad_token_id: 0` into configurations and obeyed its own RobertaEmbeddings, where it is 1.
+_PADDING = {"pad_token_id": PADDING}
 _UNUSED = ("roberta.pooler.", "classifier.", "lm_head.")
 # A buffer of older transformers.
 _BUFFERS = "roberta.embeddings.position_ids"
@@ -61,7 +64,7 @@ def read_ance(folder: Path, options: ReadOptions) -> Encoder:
     Raises `ArtifactError` for weights that lack tensors, hold unknown ones or ones of other shapes (named), for a head
     whose widths do not fit, and for files that cannot be read.
     """
-    model = empty_model(RobertaModel, RobertaConfig, read_config(folder), folder)
+    model = empty_model(RobertaModel, RobertaConfig, read_config(folder) | _PADDING, folder)
     state = without_prefixes(folder_weights(folder, trust=options.trust), PREFIXES)
     state = {name: tensor for name, tensor in state.items() if not name.startswith(_UNUSED) and name != _BUFFERS}
     body = {name: tensor for name, tensor in state.items() if name not in HEAD_NAMES}
@@ -90,6 +93,11 @@ def _write(encoder: Encoder, path: Path, form: str, settings: dict[str, Any]) ->
     model = encoder.backbone.model
     if type(model).__name__ != "RobertaModel":
         raise ConfigError(f"{form} holds RoBERTa encoders; this one is a {type(model).__name__}")
+    if model.config.pad_token_id != PADDING:
+        raise ConfigError(
+            f"{form} has no place for this encoder: it has the padding id {model.config.pad_token_id}, there it is "
+            f"{PADDING}, and positions follow from it"
+        )
     state = plain_tensors({f"roberta.{name}": tensor for name, tensor in as_float32(encoder).items()})
     state.update(plain_tensors(head_state(encoder, form)))
     config = model.config.to_dict() | settings

@@ -288,6 +288,8 @@ def test_what_a_format_has_no_place_for_is_not_lost_in_silence(
         kept = getattr(config, setting)
         setattr(config, setting, value)
         refused(ance, "seed-finetuned", "seed-finetuned has no place for this encoder: it has")
+        if setting == "pad_token_id":
+            refused(ance, "castorini", "it has the padding id 0, there it is 1")
         setattr(config, setting, kept)
     with pytest.raises(ConfigError, match="head='new': choose keep, none or fresh"):
         with_head(ance, "new")
