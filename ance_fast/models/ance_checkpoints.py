@@ -93,13 +93,19 @@ def _write(encoder: Encoder, path: Path, form: str, settings: dict[str, Any]) ->
     model = encoder.backbone.model
     if type(model).__name__ != "RobertaModel":
         raise ConfigError(f"{form} holds RoBERTa encoders; this one is a {type(model).__name__}")
+    state = plain_tensors({f"roberta.{name}": tensor for name, tensor in as_float32(encoder).items()})
+    state.update(plain_tensors(head_state(encoder, form)))
     if model.config.pad_token_id != PADDING:
         raise ConfigError(
             f"{form} has no place for this encoder: it has the padding id {model.config.pad_token_id}, there it is "
             f"{PADDING}, and positions follow from it"
         )
-    state = plain_tensors({f"roberta.{name}": tensor for name, tensor in as_float32(encoder).items()})
-    state.update(plain_tensors(head_state(encoder, form)))
+    backend = getattr(encoder.tokenizer, "backend_tokenizer", None)
+    if type(getattr(backend, "model", None)).__name__ != "BPE":
+        raise ConfigError(
+            f"{form} has no place for this encoder: its tokenizer is not RoBERTa's, a byte-level BPE; write "
+            "sentence-transformers instead"
+        )
     config = model.config.to_dict() | settings
     # What only a newer transformers understands, or is about how the model runs.
     for name in ("dtype", "torch_dtype", "transformers_version"):

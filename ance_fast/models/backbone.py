@@ -69,10 +69,16 @@ def load_transformer(folder: Path, num_layers: int | None) -> PreTrainedModel:
     if getattr(model, "pooler", None) is not None:
         # No pooling here uses it: frozen, it costs no optimizer state and leaves no gradient-less parameter for DDP.
         model.pooler.requires_grad_(False)
-    if getattr(model.config, "frozen_token_types", False):
-        # It stands in for nothing: the architecture that these weights come from has no token types.
-        model.embeddings.token_type_embeddings.requires_grad_(False)
+    freeze_unused(model)
     return model
+
+
+def freeze_unused(model: PreTrainedModel) -> None:
+    """Keep a token-type vector as it is that stands in for nothing: the architecture that the weights come from has no
+    token types."""
+    if getattr(model.config, "frozen_token_types", False):
+        embeddings: Any = model.embeddings
+        embeddings.token_type_embeddings.requires_grad_(False)
 
 
 # What stands on top of an encoder in checkpoints of other tasks.

@@ -6,7 +6,7 @@ import json
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from ance_fast.artifacts import atomic_file, staged_artifact
 from ance_fast.errors import ArtifactError
 from ance_fast.models.ance_head import HEAD_NAMES, NO_HEAD, head_state, read_head
 from ance_fast.models.encoder import KIND, Encoder
-from ance_fast.models.fairseq_weights import model_from_fairseq
+from ance_fast.models.fairseq_weights import PADDING, model_from_fairseq
 from ance_fast.models.foreign import ReadOptions, notes_of, read_config, write_tokenizer
 from ance_fast.models.layouts import NOTES, write_notes
 from ance_fast.models.seed_checkpoints import encoder_of, fairseq_state
@@ -66,15 +66,17 @@ def read_seed_folder(path: Path, options: ReadOptions) -> Encoder:
         state = without_prefixes(folder_weights(folder, trust=options.trust), ("module.",))
         state = {name: tensor for name, tensor in state.items() if not name.startswith(_UNUSED)}
         head = {name: tensor for name, tensor in state.items() if name in HEAD_NAMES}
+        more = _settings(config, path)
         model, weights = model_from_fairseq(
             {name: tensor for name, tensor in state.items() if name not in head},
             path,
             prefix=PREFIX,
             heads=options.heads or config.get("encoder_attention_heads", 12),
             layers=config.get("encoder_layers", 12),
+            more=more,
         )
         found = read_head(head, model.config.hidden_size, path) if head else NO_HEAD
-        return encoder_of(model, weights, found, path, folder, options)
+        return encoder_of(model, weights, found, path, folder, options, notes=folder)
 
 
 def write_seed_folder(encoder: Encoder, path: Path) -> None:
@@ -121,6 +123,19 @@ def _write(encoder: Encoder, state: dict[str, Any], folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     write_tokenizer(encoder, folder)
     write_notes(folder, notes_of(encoder))
+
+
+def _settings(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What config.json says that the weights do not show, for RobertaConfig. Raises `ArtifactError` for what RoBERTa
+    cannot be."""
+    for name, only in (("activation_fn", "gelu"), ("pad_token_id", PADDING)):
+        if config.get(name, only) != only:
+            raise ArtifactError(f"{path}: config.json says {name}={config[name]!r}; only {only!r} is supported")
+    names = {"dropout": "hidden_dropout_prob", "attention_dropout": "attention_probs_dropout_prob"}
+    for name in names:
+        if name in config and not (isinstance(config[name], int | float) and 0 <= config[name] < 1):
+            raise ArtifactError(f"{path}: config.json says {name}={config[name]!r}, not a probability")
+    return {ours: config[theirs] for theirs, ours in names.items() if theirs in config}
 
 
 def _is_seed(config: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import io
+import json
 import pickle
 import shutil
 import sys
@@ -18,11 +19,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import RobertaConfig
 
 from ance_fast import Encoder
 from ance_fast.errors import ArtifactError, ConfigError
+from ance_fast.models.attention_heads import attention_heads, refuse_unsaid_heads
 from ance_fast.models.checkpoint_formats import find_format, read_checkpoint, with_head, write_checkpoint
 from ance_fast.models.foreign import ReadOptions
+
+
+NO_LENGTHS = (True, -5, 0, 2)
 
 
 class Custom:
@@ -228,6 +234,9 @@ def test_a_tokenizer_that_is_missing_or_of_another_model_is_refused(released: An
     assert len(found.tokenizer) <= 340
     with pytest.raises(ArtifactError, match="nowhere: no such tokenizer"):
         read_checkpoint(folder, None, ReadOptions(tokenizer=tmp_path / "nowhere"))
+    vocabulary = released.root / "roberta-vocabulary" / "vocab.json"
+    with pytest.raises(ArtifactError, match="vocab.json: one file of several; name the folder that holds vocab.json and"):
+        read_checkpoint(folder, None, ReadOptions(tokenizer=vocabulary))
     (released.root / "big").mkdir()
     words = (released.root / "seed-vocabulary" / "vocab.txt").read_text() + "".join(f"w{n}\n" for n in range(400))
     (released.root / "big" / "vocab.txt").write_text(words)
@@ -248,10 +257,12 @@ def test_settings_that_make_no_model_are_refused(released: Any) -> None:
     with pytest.raises(ArtifactError, match="config.json: holds list"):
         Encoder.load(str(folder))
     noted = released.ance_folder("noted")
-    for note in ("pooling", "max_query_length"):
-        (noted / "ance_fast.json").write_text(f'{{"{note}": "some"}}')
-        with pytest.raises(ArtifactError, match=f"{note}='some' in its ance_fast.json means nothing"):
-            Encoder.load(str(noted))
+    for note, value in (("pooling", "some"), ("max_query_length", "some"), *(("max_seq_length", v) for v in NO_LENGTHS)):
+        (noted / "ance_fast.json").write_text(json.dumps({note: value}))
+        assert f"{note}={value!r} in its ance_fast.json means nothing" in refusal(noted)
+    assert "activation_fn='relu'; only 'gelu' is" in refusal(released.seed_folder("relu", activation_fn="relu"))
+    assert "pad_token_id=0; only 1 is" in refusal(released.seed_folder("pad", pad_token_id=0))
+    assert "dropout=2, not a probability" in refusal(released.seed_folder("drop", dropout=2))
     assert "cannot have 'two' attention heads" in refusal(released.seed_folder("a", encoder_attention_heads="two"))
     assert "cannot have 5 attention heads" in refusal(released.seed_folder("b"), ReadOptions(heads=5))
     assert "say it (--heads)" in refusal(released.seed_fairseq("c.pt", args=argparse.Namespace()))
@@ -272,6 +283,8 @@ def test_what_a_format_has_no_place_for_is_not_lost_in_silence(
             write_checkpoint(copy, tmp_path / "to", form)
         assert not (tmp_path / "to").exists()
 
+    seed = Encoder.load(str(released.seed_folder("seed")))
+    refused(seed, "ance", "its tokenizer is not RoBERTa's, a byte-level BPE")
     refused(bert, "ance", "holds RoBERTa encoders; this one is a BertModel")
     refused(bert, "seed-finetuned", "has mean pooling", pooling="mean")
     refused(bert, "seed-finetuned", "is a BertModel, not a RobertaModel", pooling="cls")
@@ -361,3 +374,59 @@ def test_a_tar_is_read_by_the_names_of_its_files_and_unpacked_nowhere_else(
         tar.add(inside / "config.json", arcname="config.json")
     with pytest.raises(ArtifactError, match="no weights"):
         Encoder.load(str(path))
+
+
+def test_attention_heads_that_a_file_does_not_hold_are_neither_lost_nor_assumed_in_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for heads, said in ((4, "128 dimensions would be read as 2 heads, this encoder has 4"), (2, None)):
+        config = RobertaConfig(num_attention_heads=heads, hidden_size=128)
+        if said is None:
+            refuse_unsaid_heads(config, "seed-finetuned")
+        else:
+            with pytest.raises(ConfigError, match=said):
+                refuse_unsaid_heads(config, "seed-finetuned")
+    refuse_unsaid_heads(RobertaConfig(num_attention_heads=2, hidden_size=32), "seed-finetuned")  # read with --heads alone
+    assert attention_heads(4, 128, tmp_path) == 4
+    assert not caplog.records
+    assert attention_heads(None, 128, tmp_path) == 2
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}: does not say how many attention heads its 128 dimensions have; 2 are assumed (--heads)"
+    ]
+
+
+def test_a_file_that_would_be_read_with_other_heads_is_not_written(released: Any, tmp_path: Path) -> None:
+    encoder = Encoder.load(str(released.ance_folder("ance")))
+    config: Any = encoder.backbone.model.config
+    config.hidden_size = 64  # two heads of 32 dimensions
+    with pytest.raises(ConfigError, match="64 dimensions would be read as 1 heads, this encoder has 2"):
+        write_checkpoint(encoder, tmp_path / "to.pt", "seed-finetuned")
+
+
+def test_notes_that_lie_beside_a_file_are_not_its_own(released: Any) -> None:
+    path = released.seed_finetuned("model.pt")
+    (path.parent / "ance_fast.json").write_text('{"pooling": "mean", "max_query_length": 5}')
+    encoder = read_checkpoint(path, None, ReadOptions(heads=2))
+    assert (encoder.layout.pooling, encoder.max_query_length) == ("cls", 64)
+
+
+@pytest.mark.parametrize("preset", ["plain", "dpr", "ance"])
+def test_a_seed_encoder_does_not_lose_the_rules_of_its_tokens(released: Any, tmp_path: Path, preset: str) -> None:
+    folder = released.seed_folder("seed")
+    said = refused_preset(folder, preset)
+    assert f"text_preset={preset!r}: a vocab.txt of SEED-Encoder becomes a tokenizer by the rules of 'seed' alone" in said
+    encoder = Encoder.load(str(folder))
+    encoder.save(tmp_path / "saved")
+    if preset == "plain":
+        saved = Encoder.load(str(tmp_path / "saved"), text_preset=preset)
+        assert saved.tokenizer.init_kwargs["truncation_drops_end"]
+        assert saved.tokenizer("The [PAD]").input_ids == encoder.tokenizer("The [PAD]").input_ids
+    else:
+        assert "is SEED-Encoder" in refused_preset(tmp_path / "saved", preset)
+    assert Encoder.load(str(tmp_path / "saved"), text_preset="seed,lower_case=false").tokenizer("The").input_ids[1] == 3
+
+
+def refused_preset(folder: Path, preset: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        Encoder.load(str(folder), text_preset=preset)
+    return str(caught.value)
