@@ -118,7 +118,8 @@ def released_tokenizer(tokenizer: Any, preset: str) -> Any:
     kind = state["model"]["type"]
     if kind == "BPE" and (state["pre_tokenizer"] or {}).get("type") == "ByteLevel":
         kind = "byte-level BPE"
-    if rules.kind != "SEED-Encoder" and str(getattr(tokenizer, "init_kwargs", {}).get("text_preset")).startswith("seed"):
+    saved = str(getattr(tokenizer, "init_kwargs", {}).get("text_preset"))
+    if rules.kind != "SEED-Encoder" and saved.startswith("seed"):
         kind = "SEED-Encoder"
     if rules.kind == "SEED-Encoder" and kind == "WordPiece":
         return _seed(seed_backend(state["model"]["vocab"], rules.lower_case), settings)

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import RobertaConfig, RobertaModel
 
 from ance_fast.artifacts import staged_artifact
-from ance_fast.errors import ArtifactError, ConfigError
+from ance_fast.errors import ConfigError
 from ance_fast.models.ance_head import HEAD_NAMES, head_state, read_head
 from ance_fast.models.encoder import KIND, Encoder
 from ance_fast.models.fairseq_weights import PADDING
@@ -32,7 +32,15 @@ from ance_fast.models.foreign import (
 )
 from ance_fast.models.layouts import write_notes
 from ance_fast.models.state_dicts import refuse_misfit, shapes_of, stripped, without_prefixes
-from ance_fast.models.weight_files import PICKLED, folder_weights, has_weights, plain_tensors, weight_names, write_state
+from ance_fast.models.weight_files import (
+    PICKLED,
+    folder_weights,
+    has_weights,
+    plain_tensors,
+    weight_names,
+    write_state,
+    writing,
+)
 
 PREFIXES = ("module.", "ance_encoder.")
 # transformers 2.3.0 wrote `pad_token_id: 0` into configurations and obeyed its own RobertaEmbeddings, where it is 1.
@@ -110,11 +118,9 @@ def _write(encoder: Encoder, path: Path, form: str, settings: dict[str, Any]) ->
     # What only a newer transformers understands, or is about how the model runs.
     for name in ("dtype", "torch_dtype", "transformers_version"):
         config.pop(name, None)
-    try:
-        with staged_artifact(path, KIND, {"fingerprint": encoder.fingerprint(), "format": form}) as folder:
-            write_state(state, folder / PICKLED)
-            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            write_tokenizer(encoder, folder)
-            write_notes(folder, notes_of(encoder))
-    except OSError as error:
-        raise ArtifactError(f"{path}: the checkpoint was not written ({error}); is the disk full?") from error
+    manifest = {"fingerprint": encoder.fingerprint(), "format": form}
+    with writing(path), staged_artifact(path, KIND, manifest) as folder:
+        write_state(state, folder / PICKLED)
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_tokenizer(encoder, folder)
+        write_notes(folder, notes_of(encoder))

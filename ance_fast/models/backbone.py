@@ -120,14 +120,21 @@ class PackedBackbone(nn.Module):
     `reason` say what was chosen and why.
     """
 
-    def __init__(self, model: PreTrainedModel, attention: str = "auto", pad_token_id: int = 0) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        attention: str = "auto",
+        pad_token_id: int = 0,
+        padded_implementation: str | None = None,
+    ) -> None:
         super().__init__()
         if attention not in ("auto", "packed", "padded"):
             raise ConfigError(f"attention={attention!r}: choose auto, packed or padded")
         self.model = model
         self.pad_token_id = pad_token_id
         self.position_offset = _position_offset(model)
-        self._padded_implementation = model.config._attn_implementation
+        # That of a model which has run packed is ours.
+        self._padded_implementation = padded_implementation or model.config._attn_implementation
         # The stack is kept with its graphs and workspaces; it runs only within `inference`.
         self._stack: BertStack | GraphedStack | None = None
         self._fused = False
@@ -139,6 +146,10 @@ class PackedBackbone(nn.Module):
             if attention == "packed" and self.mode != "packed":
                 raise ConfigError(f"attention='packed' is not possible: {self.reason}")
         self._use(self.mode)
+
+    def placed(self, attention: str) -> PackedBackbone:
+        """The same model after it was moved or rounded, with attention chosen anew."""
+        return PackedBackbone(self.model, attention, self.pad_token_id, self._padded_implementation)
 
     @property
     def device(self) -> torch.device:

@@ -93,9 +93,7 @@ def make_encoder(
     return Encoder(PackedBackbone(model.eval(), "padded", pad), head, tokenizer, layout).eval()
 
 
-def foreign_layout(
-    folder: Path | None, tokenizer: Any, where: Path, head: tuple[HeadModule, ...]
-) -> CheckpointLayout:
+def foreign_layout(folder: Path | None, tokenizer: Any, where: Path, head: tuple[HeadModule, ...]) -> CheckpointLayout:
     """The layout of the checkpoint `where`: first token, head, inner products, and what notes in `folder` say.
 
     folder: None for a file; notes in its folder may be about anything that lies there.

@@ -36,7 +36,7 @@ from ance_fast.models.foreign import (
     refuse_unwritable,
 )
 from ance_fast.models.state_dicts import stripped, without_prefixes
-from ance_fast.models.weight_files import plain_tensors, read_state, tensors_of, write_state
+from ance_fast.models.weight_files import plain_tensors, read_state, tensors_of, write_state, writing
 
 PRETRAINED = "encoder.sentence_encoder."
 _FINE_TUNED = "encoder."
@@ -138,11 +138,8 @@ def fairseq_state(encoder: Encoder, form: str) -> dict[str, Tensor]:
 
 
 def _save(state: Mapping[str, Any], path: Path) -> None:
-    try:
-        with atomic_file(path) as staging:
-            write_state(state, staging)
-    except OSError as error:
-        raise ArtifactError(f"{path}: the checkpoint was not written ({error}); is the disk full?") from error
+    with writing(path), atomic_file(path) as staging:
+        write_state(state, staging)
 
 
 def _state(path: Path, trust: bool) -> Any:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import lzma
 import shutil
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +22,12 @@ from ance_fast.models.foreign import ReadOptions, notes_of, read_config, write_t
 from ance_fast.models.layouts import NOTES, write_notes
 from ance_fast.models.seed_checkpoints import encoder_of, fairseq_state
 from ance_fast.models.state_dicts import without_prefixes
-from ance_fast.models.weight_files import PICKLED, SAFETENSORS, folder_weights, plain_tensors, write_state
+from ance_fast.models.weight_files import PICKLED, SAFETENSORS, folder_weights, plain_tensors, write_state, writing
 
 PREFIX = "seed_encoder.encoder.sentence_encoder."
 _UNUSED = ("classification_heads.", "lm_head.", "decoder.", "seed_encoder.decoder.", "seed_encoder.lm_head.")
+# The compressions raise errors of their own.
+_DAMAGED = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError)
 _TARS = (".tar", ".tar.gz", ".tgz")
 # What of a tar is looked at.
 _FILES = (
@@ -43,7 +47,7 @@ def is_seed_folder(path: Path, trust: bool = False) -> bool:
             member = _members(tar).get("config.json")
             content = tar.extractfile(member) if member is not None else None
             return content is not None and _is_seed(json.load(content))
-    except (tarfile.TarError, OSError, EOFError, ValueError):
+    except (*_DAMAGED, ValueError):
         return False
 
 
@@ -54,7 +58,7 @@ def why_no_tar(path: Path) -> str | None:
             return None
         with tarfile.open(path) as tar:
             tar.getmembers()
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except _DAMAGED as error:
         return f"cannot be read as a tar, it may be cut off or damaged ({error})"
     return "a tar without the config.json of a SEED-Encoder, so no known form of checkpoint"
 
@@ -79,6 +83,11 @@ def read_seed_folder(path: Path, options: ReadOptions) -> Encoder:
         return encoder_of(model, weights, found, path, folder, options, notes=folder)
 
 
+def is_tar_name(path: Path) -> bool:
+    """Whether a tar is written to `path`, not a folder."""
+    return path.name.endswith(_TARS)
+
+
 def write_seed_folder(encoder: Encoder, path: Path) -> None:
     """Write a folder, or a tar where `path` ends in .tar, .tar.gz or .tgz; whole or not at all.
 
@@ -87,8 +96,8 @@ def write_seed_folder(encoder: Encoder, path: Path) -> None:
     body = fairseq_state(encoder, "seed-hf")
     head = head_state(encoder, "seed-hf") if encoder.layout.head else {}
     state = plain_tensors({PREFIX + name: tensor for name, tensor in body.items()} | head)
-    try:
-        if path.name.endswith(_TARS):
+    with writing(path):
+        if is_tar_name(path):
             with tempfile.TemporaryDirectory() as folder, atomic_file(path) as staging:
                 _write(encoder, state, Path(folder))
                 with tarfile.open(staging, "w" if path.name.endswith(".tar") else "w:gz") as tar:
@@ -97,8 +106,6 @@ def write_seed_folder(encoder: Encoder, path: Path) -> None:
         else:
             with staged_artifact(path, KIND, {"fingerprint": encoder.fingerprint(), "format": "seed-hf"}) as folder:
                 _write(encoder, state, folder)
-    except OSError as error:
-        raise ArtifactError(f"{path}: the checkpoint was not written ({error}); is the disk full?") from error
 
 
 def _write(encoder: Encoder, state: dict[str, Any], folder: Path) -> None:
@@ -175,6 +182,6 @@ def _opened(path: Path) -> Iterator[Path]:
                     assert content is not None
                     with content, open(folder / name, "wb") as file:
                         shutil.copyfileobj(content, file)
-        except (tarfile.TarError, EOFError, OSError) as error:
+        except _DAMAGED as error:
             raise ArtifactError(f"{path}: cannot be read as a tar, it may be cut off or damaged ({error})") from error
         yield folder

@@ -224,8 +224,8 @@ def test_token_types_stay_zero_when_seed_encoder_is_trained_and_saved(
     encoder = Encoder.load(str(released.seed_folder("seed")))
     encoder.save(tmp_path / "saved")
     bpe = Encoder.load(str(released.ance_folder("ance"))).tokenizer
-    write_checkpoint(Encoder(encoder.backbone, encoder.head, bpe, encoder.layout), tmp_path / "ance", "ance")
-    for one in (encoder, *(Encoder.load(str(tmp_path / name)) for name in ("saved", "ance"))):
+    write_checkpoint(Encoder(encoder.backbone, encoder.head, bpe, encoder.layout), tmp_path / "bpe", "ance")
+    for one in (encoder, *(Encoder.load(str(tmp_path / name)) for name in ("saved", "bpe"))):
         assert not one.backbone.model.embeddings.token_type_embeddings.weight.any()
         optimizer = torch.optim.AdamW(one.parameters(), lr=0.1)
         one(one_batch(token_rows)).sum().backward()
