@@ -68,7 +68,7 @@ def refuse_missing_checkpoint(name: str) -> None:
     """Raise `ArtifactError` for what can only be a path and is not there; a name may be one of the hub's."""
     # A model of the hub is NAME or OWNER/NAME.
     if not Path(name).expanduser().exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise ArtifactError(f"{name}: no such file or folder (a checkpoint is one, or a Hugging Face model id)")
+        raise ArtifactError(f"{name}: no such folder or file (a checkpoint is one, or a Hugging Face model id)")
 
 
 def resolve_checkpoint(name_or_path: str) -> Path:

@@ -90,3 +90,14 @@ def test_pickles_need_trust_and_what_is_read_is_not_overwritten(
             convert(trap, target, "--to", "ance", *options)
         assert message in str(caught.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["trap.pt"]
+
+
+def test_what_holds_the_source_is_not_replaced(tmp_path: Path) -> None:
+    roberta(tmp_path / "one", ["one text"])
+    Encoder.load(str(tmp_path / "one")).two_towers().save(tmp_path / "pair")
+    before = sorted(path.name for path in (tmp_path / "pair").iterdir())
+    with pytest.raises(AnceFastError, match="pair: holds what is to be read; write somewhere else"):
+        convert(tmp_path / "pair" / "query", tmp_path / "pair", "--to", "sentence-transformers")
+    assert sorted(path.name for path in (tmp_path / "pair").iterdir()) == before
+    with pytest.raises(AnceFastError, match="nowhere.pt: no such folder or file"):
+        convert(tmp_path / "nowhere.pt", tmp_path / "to", "--to", "ance")

@@ -6,11 +6,13 @@ import argparse
 import dataclasses
 import io
 import json
+import lzma
 import pickle
 import shutil
 import sys
 import tarfile
 import types
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -332,6 +334,10 @@ def test_what_is_already_there_is_not_replaced_unless_it_is_a_checkpoint(release
         write_checkpoint(encoder, tmp_path / "file.pt", "seed-finetuned")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "thesis.tex").write_text("mine")
+    (tmp_path / "a.tar").mkdir()
+    for path, form in ((tmp_path / "folder", "seed-finetuned"), (tmp_path / "a.tar", "seed-hf")):
+        with pytest.raises(ArtifactError, match="exists; remove it or use another path"):
+            write_checkpoint(encoder, path, form)
     with pytest.raises(ArtifactError, match="folder"):
         write_checkpoint(encoder, tmp_path / "folder", "ance")
     assert (tmp_path / "folder" / "thesis.tex").read_text() == "mine"
@@ -384,9 +390,8 @@ def test_attention_heads_that_a_file_does_not_hold_are_neither_lost_nor_assumed_
         else:
             with pytest.raises(ConfigError, match=said):
                 refuse_unsaid_heads(config, "seed-finetuned")
-    refuse_unsaid_heads(
-        RobertaConfig(num_attention_heads=2, hidden_size=32), "seed-finetuned"
-    )  # read with --heads alone
+    # Whoever reads such a file has to say its heads.
+    refuse_unsaid_heads(RobertaConfig(num_attention_heads=2, hidden_size=32), "seed-finetuned")
     assert attention_heads(4, 128, tmp_path) == 4
     assert not caplog.records
     assert attention_heads(None, 128, tmp_path) == 2
@@ -430,3 +435,104 @@ def refused_preset(folder: Path, preset: str) -> str:
     with pytest.raises(ConfigError) as caught:
         Encoder.load(str(folder), text_preset=preset)
     return str(caught.value)
+
+
+BROKEN_MODULES = [
+    ("2_Dense/config.json", b"{}", "in_features is None, not a width"),
+    ("2_Dense/config.json", b"[]", "holds list, not an object"),
+    ("3_LayerNorm/config.json", b"{}", "dimension is None, not a width"),
+    ("modules.json", b'[{"idx": 0}]', "not a list of modules (KeyError: 'type')"),
+    ("modules.json", b"[1]", "not a list of modules (TypeError"),
+    ("modules.json", b"\xff\xfe", "not valid JSON"),
+    ("ance_fast.json", b"\xff", "not valid JSON"),
+]
+
+
+def test_a_broken_folder_of_sentence_transformers_is_named(released: Any) -> None:
+    folder = released.sentence_transformers_folder("st")
+    for name, content, message in BROKEN_MODULES:
+        file = folder / name
+        whole = file.read_bytes() if file.exists() else None
+        file.write_bytes(content)
+        with pytest.raises(ArtifactError) as caught:
+            Encoder.load(str(folder))
+        assert f"{file}: " in str(caught.value)
+        assert message in str(caught.value)
+        if whole is None:
+            file.unlink()
+        else:
+            file.write_bytes(whole)
+    config = (folder / "2_Dense" / "config.json").read_text()
+    for name in ("torch.nn.modules.linear.Nothing", "torch.nn.init.normal_", "torch.nnx.Identity", "torch.nn.Linear"):
+        (folder / "2_Dense" / "config.json").write_text(config.replace("torch.nn.modules.linear.Identity", name))
+        with pytest.raises(ConfigError, match=f"Dense activation '{name}' (cannot be made|is not a torch.nn module)"):
+            Encoder.load(str(folder))
+
+
+def sharded(folder: Path, state: dict[str, Tensor], safe: bool) -> Path:
+    """`folder` with its weights in two files, as transformers saves large models."""
+    (folder / "pytorch_model.bin").unlink()
+    stem, end = ("model", "safetensors") if safe else ("pytorch_model", "bin")
+    places = {key: f"{stem}-0000{1 + number % 2}-of-00002.{end}" for number, key in enumerate(state)}
+    for file in sorted(set(places.values())):
+        part = {key: state[key].contiguous().clone() for key, place in places.items() if place == file}
+        save_file(part, folder / file) if safe else torch.save(part, folder / file)
+    (folder / f"{stem}.{end}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return folder
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_weights_in_several_files_are_read_by_their_index(
+    released: Any, token_rows: list[list[int]], embed: Callable[..., Tensor], safe: bool
+) -> None:
+    state = released.ance
+    folder = sharded(released.ance_folder("sharded", state, model_type="roberta"), state, safe)
+    assert find_format(folder) == "ance"
+    torch.testing.assert_close(
+        embed(Encoder.load(str(folder)), token_rows), released.vectors(token_rows), atol=2e-5, rtol=1e-5
+    )
+    index = next(folder.glob("*.index.json"))
+    next(folder.glob("*-00002-of-00002.*")).unlink()
+    assert "names 1 of 2 files that are not there" in refusal(folder)
+    for content, message in (
+        ('{"weight_map": {"a": "../a.bin"}}', "'../a.bin' is not the name of a file beside it"),
+        ("[]", "not an index of weights"),
+    ):
+        index.write_text(content)
+        assert message in refusal(folder)
+
+
+def test_whatever_a_damaged_file_raises_is_an_error_that_names_it(
+    released: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, tar = released.seed_finetuned("model.pt"), released.seed_tar("seed.tgz")
+
+    def damaged(error: Exception) -> Callable[..., Any]:
+        def raises(*_: object, **__: object) -> Any:
+            raise error
+
+        return raises
+
+    for error in (AssertionError("a"), AttributeError("b"), zlib.error("c"), KeyError("d")):
+        monkeypatch.setattr(torch, "load", damaged(error))
+        assert "cannot be read as a file of weights" in refusal(path, form="seed-finetuned")
+        assert "cannot be read as a file of weights" in refusal(path)
+    for error in (zlib.error("invalid block"), lzma.LZMAError("corrupt input"), EOFError()):
+        monkeypatch.setattr(tarfile.TarFile, "getmembers", damaged(error))
+        assert "cannot be read as a tar" in refusal(tar)
+        assert "cannot be read as a tar" in refusal(tar, form="seed-hf")
+
+
+def test_a_format_that_is_named_is_the_one_that_is_read(released: Any) -> None:
+    folder = released.ance_folder("ance", model_type="roberta")
+    assert "no modules.json" in refusal(folder, form="sentence-transformers")
+    (folder / "tokenizer_config.json").write_text('{"model_max_length": 64}')
+    plain = read_checkpoint(folder, "huggingface", ReadOptions())
+    assert (plain.layout.pooling, plain.layout.head) == ("mean", ())
+    file = released.seed_finetuned("model.pt")
+    for form in ("ance", "castorini", "dpr-hf", "huggingface", "sentence-transformers"):
+        assert refusal(file, form=form) == f"{file}: is a file; {form} is a folder"
+    for form in ("dpr-cp", "seed-nq", "seed-fairseq", "seed-finetuned"):
+        assert refusal(folder, form=form) == f"{folder}: is a folder; {form} is a file"
+    assert "ance has no use for --heads" in refusal(folder, ReadOptions(heads=2))
+    assert "huggingface has no use for --trust" in refusal(folder, ReadOptions(trust=True), "huggingface")
