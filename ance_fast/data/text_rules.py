@@ -118,6 +118,9 @@ def released_tokenizer(tokenizer: Any, preset: str) -> Any:
     kind = state["model"]["type"]
     if kind == "BPE" and (state["pre_tokenizer"] or {}).get("type") == "ByteLevel":
         kind = "byte-level BPE"
+    saved = str(getattr(tokenizer, "init_kwargs", {}).get("text_preset"))
+    if rules.kind != "SEED-Encoder" and saved.startswith("seed"):
+        kind = "SEED-Encoder"
     if rules.kind == "SEED-Encoder" and kind == "WordPiece":
         return _seed(seed_backend(state["model"]["vocab"], rules.lower_case), settings)
     if rules.kind != kind:

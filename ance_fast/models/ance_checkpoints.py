@@ -14,9 +14,10 @@ from typing import Any
 from transformers import RobertaConfig, RobertaModel
 
 from ance_fast.artifacts import staged_artifact
-from ance_fast.errors import ArtifactError, ConfigError
+from ance_fast.errors import ConfigError
 from ance_fast.models.ance_head import HEAD_NAMES, head_state, read_head
 from ance_fast.models.encoder import KIND, Encoder
+from ance_fast.models.fairseq_weights import PADDING
 from ance_fast.models.foreign import (
     ReadOptions,
     as_float32,
@@ -31,9 +32,19 @@ from ance_fast.models.foreign import (
 )
 from ance_fast.models.layouts import write_notes
 from ance_fast.models.state_dicts import refuse_misfit, shapes_of, stripped, without_prefixes
-from ance_fast.models.weight_files import PICKLED, folder_weights, has_weights, plain_tensors, weight_names, write_state
+from ance_fast.models.weight_files import (
+    PICKLED,
+    folder_weights,
+    has_weights,
+    plain_tensors,
+    weight_names,
+    write_state,
+    writing,
+)
 
 PREFIXES = ("module.", "ance_encoder.")
+# transformers 2.3.0 wrote `pad_token_id: 0` into configurations and obeyed its own RobertaEmbeddings, where it is 1.
+_PADDING = {"pad_token_id": PADDING}
 _UNUSED = ("roberta.pooler.", "classifier.", "lm_head.")
 # A buffer of older transformers.
 _BUFFERS = "roberta.embeddings.position_ids"
@@ -61,7 +72,7 @@ def read_ance(folder: Path, options: ReadOptions) -> Encoder:
     Raises `ArtifactError` for weights that lack tensors, hold unknown ones or ones of other shapes (named), for a head
     whose widths do not fit, and for files that cannot be read.
     """
-    model = empty_model(RobertaModel, RobertaConfig, read_config(folder), folder)
+    model = empty_model(RobertaModel, RobertaConfig, read_config(folder) | _PADDING, folder)
     state = without_prefixes(folder_weights(folder, trust=options.trust), PREFIXES)
     state = {name: tensor for name, tensor in state.items() if not name.startswith(_UNUSED) and name != _BUFFERS}
     body = {name: tensor for name, tensor in state.items() if name not in HEAD_NAMES}
@@ -92,15 +103,24 @@ def _write(encoder: Encoder, path: Path, form: str, settings: dict[str, Any]) ->
         raise ConfigError(f"{form} holds RoBERTa encoders; this one is a {type(model).__name__}")
     state = plain_tensors({f"roberta.{name}": tensor for name, tensor in as_float32(encoder).items()})
     state.update(plain_tensors(head_state(encoder, form)))
+    if model.config.pad_token_id != PADDING:
+        raise ConfigError(
+            f"{form} has no place for this encoder: it has the padding id {model.config.pad_token_id}, there it is "
+            f"{PADDING}, and positions follow from it"
+        )
+    backend = getattr(encoder.tokenizer, "backend_tokenizer", None)
+    if type(getattr(backend, "model", None)).__name__ != "BPE":
+        raise ConfigError(
+            f"{form} has no place for this encoder: its tokenizer is not RoBERTa's, a byte-level BPE; write "
+            "sentence-transformers instead"
+        )
     config = model.config.to_dict() | settings
     # What only a newer transformers understands, or is about how the model runs.
     for name in ("dtype", "torch_dtype", "transformers_version"):
         config.pop(name, None)
-    try:
-        with staged_artifact(path, KIND, {"fingerprint": encoder.fingerprint(), "format": form}) as folder:
-            write_state(state, folder / PICKLED)
-            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            write_tokenizer(encoder, folder)
-            write_notes(folder, notes_of(encoder))
-    except OSError as error:
-        raise ArtifactError(f"{path}: the checkpoint was not written ({error}); is the disk full?") from error
+    manifest = {"fingerprint": encoder.fingerprint(), "format": form}
+    with writing(path), staged_artifact(path, KIND, manifest) as folder:
+        write_state(state, folder / PICKLED)
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_tokenizer(encoder, folder)
+        write_notes(folder, notes_of(encoder))

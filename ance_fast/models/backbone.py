@@ -69,10 +69,16 @@ def load_transformer(folder: Path, num_layers: int | None) -> PreTrainedModel:
     if getattr(model, "pooler", None) is not None:
         # No pooling here uses it: frozen, it costs no optimizer state and leaves no gradient-less parameter for DDP.
         model.pooler.requires_grad_(False)
-    if getattr(model.config, "frozen_token_types", False):
-        # It stands in for nothing: the architecture that these weights come from has no token types.
-        model.embeddings.token_type_embeddings.requires_grad_(False)
+    freeze_unused(model)
     return model
+
+
+def freeze_unused(model: PreTrainedModel) -> None:
+    """Keep a token-type vector as it is that stands in for nothing: the architecture that the weights come from has no
+    token types."""
+    if getattr(model.config, "frozen_token_types", False):
+        embeddings: Any = model.embeddings
+        embeddings.token_type_embeddings.requires_grad_(False)
 
 
 # What stands on top of an encoder in checkpoints of other tasks.
@@ -114,14 +120,21 @@ class PackedBackbone(nn.Module):
     `reason` say what was chosen and why.
     """
 
-    def __init__(self, model: PreTrainedModel, attention: str = "auto", pad_token_id: int = 0) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        attention: str = "auto",
+        pad_token_id: int = 0,
+        padded_implementation: str | None = None,
+    ) -> None:
         super().__init__()
         if attention not in ("auto", "packed", "padded"):
             raise ConfigError(f"attention={attention!r}: choose auto, packed or padded")
         self.model = model
         self.pad_token_id = pad_token_id
         self.position_offset = _position_offset(model)
-        self._padded_implementation = model.config._attn_implementation
+        # That of a model which has run packed is ours.
+        self._padded_implementation = padded_implementation or model.config._attn_implementation
         # The stack is kept with its graphs and workspaces; it runs only within `inference`.
         self._stack: BertStack | GraphedStack | None = None
         self._fused = False
@@ -133,6 +146,10 @@ class PackedBackbone(nn.Module):
             if attention == "packed" and self.mode != "packed":
                 raise ConfigError(f"attention='packed' is not possible: {self.reason}")
         self._use(self.mode)
+
+    def placed(self, attention: str) -> PackedBackbone:
+        """The same model after it was moved or rounded, with attention chosen anew."""
+        return PackedBackbone(self.model, attention, self.pad_token_id, self._padded_implementation)
 
     @property
     def device(self) -> torch.device:

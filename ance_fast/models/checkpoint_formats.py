@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ance_fast.artifacts import MANIFEST, open_artifact
 from ance_fast.errors import ArtifactError, ConfigError
 from ance_fast.models.ance_checkpoints import is_ance, is_castorini, read_ance, write_ance, write_castorini
 from ance_fast.models.ance_head import fresh_head
@@ -24,6 +25,7 @@ from ance_fast.models.dpr_checkpoints import (
 from ance_fast.models.dpr_folders import is_dpr_folder, read_dpr_folder, write_dpr_folder
 from ance_fast.models.encoder import Encoder
 from ance_fast.models.foreign import ReadOptions
+from ance_fast.models.layouts import CheckpointLayout, noted_chunks, read_layout
 from ance_fast.models.seed_checkpoints import (
     is_fairseq,
     is_finetuned,
@@ -32,7 +34,7 @@ from ance_fast.models.seed_checkpoints import (
     write_fairseq,
     write_finetuned,
 )
-from ance_fast.models.seed_folders import is_seed_folder, read_seed_folder, why_no_tar, write_seed_folder
+from ance_fast.models.seed_folders import is_seed_folder, is_tar_name, read_seed_folder, why_no_tar, write_seed_folder
 from ance_fast.models.weight_files import read_state
 
 
@@ -42,7 +44,8 @@ class Format:
 
     what: for people. detect(path, trust): whether `path` holds one, by its configuration and the names of its tensors.
     read(path, options): the encoder, on the CPU in float32 with padded attention. write(encoder, path): None where it
-    is only read. opens: `Encoder.load` takes it; the others carry no tokenizer, or need a choice.
+    is only read. opens: `Encoder.load` takes it; the others carry no tokenizer, or need a choice. takes: what it is, a
+    "folder", a "file", or "tar": a folder, or a file that is a tar of one. heads, trust: it has use for that option.
     """
 
     what: str
@@ -50,6 +53,9 @@ class Format:
     read: Callable[[Path, ReadOptions], Encoder]
     write: Callable[[Encoder, Path], None] | None
     opens: bool = True
+    takes: str = "folder"
+    heads: bool = False
+    trust: bool = True
 
 
 def _is_own(path: Path, trust: bool = False) -> bool:
@@ -61,28 +67,59 @@ def _is_plain(path: Path, trust: bool = False) -> bool:
 
 
 def _read_own(path: Path, options: ReadOptions) -> Encoder:
-    refused = [name for name in ("tokenizer", "heads") if getattr(options, name) is not None]
-    if refused:
-        raise ConfigError(f"{path}: says its {refused[0]} itself; leave out --{refused[0]}")
-    return Encoder.load(str(path), "cpu", "float32", "padded", text_preset=options.text_preset)
+    if not _is_own(path):
+        raise ArtifactError(f"{path}: no modules.json, so this is not a folder of sentence-transformers")
+    return _read(path, read_layout(path), options)
+
+
+def _read_plain(path: Path, options: ReadOptions) -> Encoder:
+    return _read(path, CheckpointLayout(transformer=path, chunks=noted_chunks(path)), options)
+
+
+def _read(path: Path, layout: CheckpointLayout, options: ReadOptions) -> Encoder:
+    if options.tokenizer is not None:
+        raise ConfigError(f"{path}: says its tokenizer itself; leave out --tokenizer")
+    if (path / MANIFEST).is_file():
+        open_artifact(path)
+    return Encoder.read(layout, text_preset=options.text_preset)
 
 
 # In the order in which they are tried: every folder of weights would pass for the last.
 FORMATS: dict[str, Format] = {
     "sentence-transformers": Format(
-        "folder of sentence-transformers, which this package saves", _is_own, _read_own, lambda e, path: e.save(path)
+        "folder of sentence-transformers, which this package saves",
+        *(_is_own, _read_own, lambda e, path: e.save(path)),
+        trust=False,
     ),
-    "dpr-cp": Format("file of DPR, two BERT towers", is_dpr_file, read_dpr_file, write_dpr_file),
+    "dpr-cp": Format(
+        "file of DPR, two BERT towers", is_dpr_file, read_dpr_file, write_dpr_file, takes="file", heads=True
+    ),
     "dpr-hf": Format("folder of transformers' DPR", is_dpr_folder, read_dpr_folder, write_dpr_folder),
     "seed-nq": Format(
-        "file of SEED-Encoder for Natural Questions, two towers", is_seed_nq_file, read_seed_nq_file, write_seed_nq_file
+        "file of SEED-Encoder for Natural Questions, two towers",
+        *(is_seed_nq_file, read_seed_nq_file, write_seed_nq_file),
+        takes="file",
+        heads=True,
     ),
     "castorini": Format("folder of castorini's ANCE ports", is_castorini, read_ance, write_castorini),
     "ance": Format("folder of microsoft/ANCE, rdot_nll", is_ance, read_ance, write_ance),
-    "seed-hf": Format("folder or .tar of SEED-Encoder", is_seed_folder, read_seed_folder, write_seed_folder),
-    "seed-fairseq": Format("pre-trained SEED-Encoder .pt", is_fairseq, read_fairseq, write_fairseq, opens=False),
-    "seed-finetuned": Format("fine-tuned SEED-Encoder .pt", is_finetuned, read_finetuned, write_finetuned, opens=False),
-    "huggingface": Format("folder of transformers without a head", _is_plain, _read_own, None),
+    "seed-hf": Format(
+        "folder or .tar of SEED-Encoder",
+        *(is_seed_folder, read_seed_folder, write_seed_folder),
+        takes="tar",
+        heads=True,
+    ),
+    "seed-fairseq": Format(
+        "pre-trained SEED-Encoder .pt", is_fairseq, read_fairseq, write_fairseq, opens=False, takes="file", heads=True
+    ),
+    "seed-finetuned": Format(
+        "fine-tuned SEED-Encoder .pt",
+        *(is_finetuned, read_finetuned, write_finetuned),
+        opens=False,
+        takes="file",
+        heads=True,
+    ),
+    "huggingface": Format("folder of transformers without a head", _is_plain, _read_plain, None, trust=False),
 }
 
 
@@ -114,9 +151,18 @@ def refuse_unknown_format(*names: str | None) -> None:
 def read_checkpoint(path: Path, form: str | None, options: ReadOptions) -> Encoder:
     """The encoder of a checkpoint of the format `form` (None: found out), on the CPU in float32.
 
-    Raises `ConfigError` for a format that is not known, `ArtifactError` for a checkpoint that cannot be read.
+    Raises `ConfigError` for a format that is not known and for options that it has no use for, `ArtifactError` for a
+    checkpoint that cannot be read.
     """
-    return _format(form or find_format(path, options.trust)).read(path, options)
+    name = form or find_format(path, options.trust)
+    found = _format(name)
+    if path.is_dir() if found.takes == "file" else found.takes == "folder" and path.is_file():
+        is_a, wanted = ("file", "folder") if path.is_file() else ("folder", "file")
+        raise ArtifactError(f"{path}: is a {is_a}; {name} is a {wanted}")
+    for option, useless in (("heads", not found.heads), ("trust", not found.trust)):
+        if useless and getattr(options, option):
+            raise ConfigError(f"{path}: {name} has no use for --{option}; leave it out")
+    return found.read(path, options)
 
 
 def write_checkpoint(encoder: Encoder, path: Path, form: str) -> None:
@@ -128,7 +174,8 @@ def write_checkpoint(encoder: Encoder, path: Path, form: str) -> None:
     write = _format(form).write
     if write is None:
         raise ConfigError(f"{form} is read, not written; write sentence-transformers, which transformers opens too")
-    if path.is_file() or path.is_symlink():
+    as_file = FORMATS[form].takes == "file" or (FORMATS[form].takes == "tar" and is_tar_name(path))
+    if path.is_file() or path.is_symlink() or (as_file and path.exists()):
         raise ArtifactError(f"{path}: exists; remove it or use another path")
     write(encoder, path)
 
@@ -140,7 +187,7 @@ def open_foreign(path: Path, options: ReadOptions) -> Encoder | None:
     """
     name = find_format(path)
     form = FORMATS[name]
-    if form.read is _read_own:
+    if form.read in (_read_own, _read_plain):
         return None
     if not form.opens:
         raise ArtifactError(

@@ -42,12 +42,19 @@ from ance_fast.models.fairseq_weights import model_from_fairseq
 from ance_fast.models.foreign import ReadOptions, foreign_tokenizer
 from ance_fast.models.seed_checkpoints import encoder_of, fairseq_state
 from ance_fast.models.state_dicts import without_prefixes
-from ance_fast.models.weight_files import plain_tensors, read_state, tensors_of, write_state
+from ance_fast.models.weight_files import plain_tensors, read_state, tensors_of, write_state, writing
 
 logger = logging.getLogger(__name__)
 
 TOWERS = {"query": "question_model.", "document": "ctx_model."}
 _FAIRSEQ = "fairseq_roberta."
+# Hidden size, layers and vocabulary of what DPR calls its start by.
+_PUBLISHED = {
+    (768, 12, 30522): "bert-base-uncased",
+    (768, 12, 28996): "bert-base-cased",
+    (1024, 24, 30522): "bert-large-uncased",
+    (1024, 24, 28996): "bert-large-cased",
+}
 # Of a language model around the encoder.
 _UNUSED = ".lm_head."
 
@@ -140,11 +147,13 @@ def _towers(encoder: Encoder) -> dict[str, Encoder]:
 def _pair(made: list[Encoder], params: Any) -> Encoder:
     """The query tower and the document tower as one encoder, that cuts texts where the file says."""
     encoder = Encoder.pair(*made)
-    length = _setting(params, "sequence_length")
-    if isinstance(length, int) and length >= 3:
-        for tower in encoder.towers:
-            most = min(length, int(tower.layout.max_seq_length or length))
-            tower.layout = dataclasses.replace(tower.layout, max_query_length=most, max_document_length=most)
+    for name in ("max_query_length", "max_document_length"):
+        length = _setting(params, name)
+        length = _setting(params, "sequence_length") if length is None else length
+        if isinstance(length, int) and length >= 3:
+            for tower in encoder.towers:
+                most: dict[str, Any] = {name: min(length, int(tower.layout.max_seq_length or length))}
+                tower.layout = dataclasses.replace(tower.layout, **most)
     return encoder.eval()
 
 
@@ -197,7 +206,14 @@ def _setting(params: Any, name: str) -> Any:
     return getattr(params, name, None) if isinstance(params, argparse.Namespace) else None
 
 
+def _lower_cases(tokenizer: Any) -> bool:
+    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    return normalizer is not None and bool(normalizer.normalize_str("A") == "a")
+
+
 def _write(encoder: Encoder, state: Mapping[str, Tensor], path: Path, kind: str) -> None:
+    config: Any = encoder.backbone.model.config
+    sizes = (config.hidden_size, config.num_hidden_layers, config.vocab_size)
     content = {
         "model_dict": plain_tensors(state),
         "optimizer_dict": {},
@@ -205,17 +221,18 @@ def _write(encoder: Encoder, state: Mapping[str, Tensor], path: Path, kind: str)
         "offset": 0,
         "epoch": 0,
         "encoder_params": {
-            "do_lower_case": True,
-            "pretrained_model_cfg": "bert-base-uncased",
+            "do_lower_case": _lower_cases(encoder.tokenizer),
+            # Where there is none, whoever loads the file has to name one.
+            "pretrained_model_cfg": _PUBLISHED.get(sizes),
             "encoder_model_type": kind,
             "pretrained_file": None,
             "projection_dim": encoder.dim if encoder.layout.head else 0,
             "sequence_length": max(encoder.max_query_length, encoder.max_document_length),
-            "num_attention_heads": int(encoder.backbone.model.config.num_attention_heads),
+            # DPR knows one length and takes the heads from its configuration; these are read here.
+            "max_query_length": encoder.max_query_length,
+            "max_document_length": encoder.max_document_length,
+            "num_attention_heads": int(config.num_attention_heads),
         },
     }
-    try:
-        with atomic_file(path) as staging:
-            write_state(content, staging)
-    except OSError as error:
-        raise ArtifactError(f"{path}: the checkpoint was not written ({error}); is the disk full?") from error
+    with writing(path), atomic_file(path) as staging:
+        write_state(content, staging)

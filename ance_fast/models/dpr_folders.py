@@ -8,6 +8,7 @@ models/dpr/modeling_dpr.py.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ance_fast.models.encoder import KIND, Encoder
 from ance_fast.models.foreign import ReadOptions, foreign_tokenizer, notes_of, read_config, write_tokenizer
 from ance_fast.models.layouts import write_notes
 from ance_fast.models.state_dicts import without_prefixes
-from ance_fast.models.weight_files import PICKLED, folder_weights, plain_tensors, write_state
+from ance_fast.models.weight_files import PICKLED, folder_weights, plain_tensors, write_state, writing
 
 # Of each tower: the class, what it puts before the names of its tensors, and the folder that we write.
 CLASSES = {"query": "DPRQuestionEncoder", "document": "DPRContextEncoder"}
@@ -54,20 +55,18 @@ def write_dpr_folder(encoder: Encoder, path: Path) -> None:
     """
     towers = {"query": encoder.for_queries, "document": alone(encoder)}
     states = {role: tower_state(tower, "dpr-hf") for role, tower in towers.items()}
-    try:
-        with staged_artifact(path, KIND, {"fingerprint": encoder.fingerprint(), "format": "dpr-hf"}) as staging:
-            for role, tower in towers.items():
-                (body, projection), folder, prefix = states[role], staging / FOLDERS[role], PREFIXES[role]
-                folder.mkdir()
-                named = {f"{prefix}{_BERT}{name}": tensor for name, tensor in body.items()}
-                named |= {f"{prefix}{PROJECTION}.{name}": tensor for name, tensor in projection.items()}
-                write_state(plain_tensors(named), folder / PICKLED)
-                config = _config(tower, role, len(projection["weight"]) if projection else 0)
-                (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-                write_tokenizer(tower, folder)
-                write_notes(folder, notes_of(tower))
-    except OSError as error:
-        raise ArtifactError(f"{path}: the checkpoint was not written ({error}); is the disk full?") from error
+    manifest = {"fingerprint": encoder.fingerprint(), "format": "dpr-hf"}
+    with writing(path), staged_artifact(path, KIND, manifest) as staging:
+        for role, tower in towers.items():
+            (body, projection), folder, prefix = states[role], staging / FOLDERS[role], PREFIXES[role]
+            folder.mkdir()
+            named = {f"{prefix}{_BERT}{name}": tensor for name, tensor in body.items()}
+            named |= {f"{prefix}{PROJECTION}.{name}": tensor for name, tensor in projection.items()}
+            write_state(plain_tensors(named), folder / PICKLED)
+            config = _config(tower, role, len(projection["weight"]) if projection else 0)
+            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            write_tokenizer(tower, folder)
+            write_notes(folder, notes_of(tower))
 
 
 def _read_tower(folder: Path, role: str, options: ReadOptions) -> Encoder:
@@ -116,7 +115,10 @@ def _children(folder: Path) -> dict[str, Path]:
     """The folders of the towers below `folder`."""
     found: dict[str, Path] = {}
     for config in sorted(folder.glob("*/config.json")):
-        role = _role(config.parent)
+        # Other things lie there too: a reader, a folder of runs.
+        role = None
+        with suppress(ArtifactError):
+            role = _role(config.parent)
         if role in found:
             raise ConfigError(f"{folder}: {found[role].name} and {config.parent.name} are both {CLASSES[role]}s")
         if role is not None:

@@ -17,6 +17,7 @@ from transformers import BertConfig, BertModel
 
 from ance_fast.errors import ArtifactError, ConfigError
 from ance_fast.models.ance_head import IDENTITY, NO_HEAD, Head
+from ance_fast.models.attention_heads import attention_heads
 from ance_fast.models.encoder import Encoder
 from ance_fast.models.foreign import (
     ReadOptions,
@@ -47,7 +48,7 @@ def bert_tower(
     """The tower of BERT's tensors `state` under BertModel's names.
 
     settings: of `BertConfig`. projection: "weight" and "bias" of a Linear behind the first token, or nothing. prefixes:
-    what the file puts before the names of both. where: the file or folder, whose notes count.
+    what the file puts before the names of both. where: the file, or the folder, whose notes count.
 
     Raises `ArtifactError` for tensors that are missing, not known or of other shapes.
     """
@@ -61,8 +62,8 @@ def bert_tower(
         where,
     )
     specs, head = _projection(projection, int(model.config.hidden_size), prefixes[1], where)
-    folder = where if where.is_dir() else where.parent
-    return make_encoder(model, body, head, tokenizer, foreign_layout(folder, tokenizer, where, specs))
+    notes = where if where.is_dir() else None
+    return make_encoder(model, body, head, tokenizer, foreign_layout(notes, tokenizer, where, specs))
 
 
 def bert_settings(state: Mapping[str, Tensor], heads: Any, prefix: str, where: Path) -> dict[str, Any]:
@@ -81,11 +82,7 @@ def bert_settings(state: Mapping[str, Tensor], heads: Any, prefix: str, where: P
     if missing:
         raise ArtifactError(f"{where}: the weights do not fit; {len(missing)} tensors missing ({', '.join(missing)})")
     hidden = state["embeddings.word_embeddings.weight"].shape[1]
-    if heads is None and hidden % 64:
-        raise ConfigError(f"{where}: does not say how many attention heads {hidden} dimensions have; say it (--heads)")
-    heads = hidden // 64 if heads is None else heads
-    if not isinstance(heads, int) or heads < 1 or hidden % heads:
-        raise ConfigError(f"{where}: {hidden} dimensions cannot have {heads!r} attention heads")
+    heads = attention_heads(heads, hidden, where)
     layers = {match[1] for name in state if (match := re.match(r"encoder\.layer\.(\d+)\.", name))}
     found = {setting: state[name].shape[0] for setting, name in needed.items()}
     return {**found, "hidden_size": hidden, "num_hidden_layers": len(layers), "num_attention_heads": heads}

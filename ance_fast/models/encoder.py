@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,8 @@ class Encoder(nn.Module):
         becomes tokens by the rules of released code (`ance_fast.data.text_rules`); an encoder saves them. Of two
         towers all of this holds for both.
 
-        Raises `ArtifactError` for missing, incomplete or foreign checkpoints, `ConfigError` for unsupported modules.
+        Raises `ArtifactError` for missing, incomplete or foreign checkpoints, `ConfigError` for unsupported modules and
+        for a length of documents other than that of the chunks they are cut into.
         """
         if pooling not in (None, "mean", "cls", "max", "last"):
             raise ConfigError(f"pooling={pooling!r}: choose mean, cls, max or last")
@@ -122,12 +123,24 @@ class Encoder(nn.Module):
         if encoder is not None:
             encoder = encoder._changed(changes, num_layers, folder)
         else:
-            layout = read_layout(folder)
-            encoder = cls._read_tower(dataclasses.replace(layout, **changes), text_preset, num_layers)
-            if layout.query is not None:
-                query = cls._read_tower(dataclasses.replace(layout.query, **changes), text_preset, num_layers)
-                encoder = cls.pair(query, encoder)
+            encoder = cls.read(read_layout(folder), changes, text_preset, num_layers)
         return encoder.placed(device, dtype, attention)
+
+    @classmethod
+    def read(
+        cls,
+        layout: CheckpointLayout,
+        changes: Mapping[str, Any] | None = None,
+        text_preset: str | None = None,
+        num_layers: int | None = None,
+    ) -> Encoder:
+        """The encoder of a folder of sentence-transformers or transformers whose layout is known; as `load` makes one,
+        on the CPU in float32 with padded attention, which `placed` changes. `changes`: of fields of the layout."""
+        changes = changes or {}
+        encoder = cls._read_tower(_with(layout, changes), text_preset, num_layers)
+        if layout.query is None:
+            return encoder
+        return cls.pair(cls._read_tower(_with(layout.query, changes), text_preset, num_layers), encoder)
 
     @classmethod
     def _read_tower(cls, layout: CheckpointLayout, text_preset: str | None, num_layers: int | None) -> Encoder:
@@ -155,7 +168,7 @@ class Encoder(nn.Module):
         for tower in reversed(self.towers):
             if num_layers is not None:
                 keep_layers(tower.backbone.model, num_layers, where)
-            layout = dataclasses.replace(tower.layout, **changes)
+            layout = _with(tower.layout, changes)
             towers.append(type(self)(tower.backbone, tower.head, tower.tokenizer, layout, *towers))
         return towers[-1].eval()
 
@@ -168,7 +181,7 @@ class Encoder(nn.Module):
             model = tower.backbone.model
             nn.Module.to(model, place, kind)
             tower.head.to(place)
-            tower.backbone = PackedBackbone(model, attention, tower.backbone.pad_token_id)
+            tower.backbone = tower.backbone.placed(attention)
         return self.eval()
 
     @classmethod
@@ -259,10 +272,7 @@ class Encoder(nn.Module):
                 continue
             if not 3 <= value <= int(tower.layout.max_seq_length or 0):
                 raise ConfigError(f"{name}={value}: this encoder takes 3 to {tower.layout.max_seq_length} tokens")
-            if name == "max_document_length" and self.chunks is not None and value != self.chunks.length:
-                raise ConfigError(f"{name}={value}: documents are cut into chunks of {self.chunks.length} tokens")
-            change: dict[str, Any] = {name: value}
-            tower.layout = dataclasses.replace(tower.layout, **change)
+            tower.layout = _with(tower.layout, {name: value})
 
     @property
     def chunks(self) -> ChunkRules | None:
@@ -453,8 +463,14 @@ class Encoder(nn.Module):
     # ---- saving ----
 
     def save(self, path: str | Path) -> None:
-        """Write a sentence-transformers folder that `Encoder.load` and `SentenceTransformer` open; whole or not at
-        all."""
+        """Write a sentence-transformers folder that `Encoder.load` and `SentenceTransformer` open; whole or not at all.
+
+        Raises `ArtifactError` where it cannot be written, or would take the place of the two towers of which this was
+        read as one.
+        """
+        source = Path(self.layout.transformer).resolve()
+        if self.query_encoder is None and Path(path).resolve() in source.parents and (Path(path) / MANIFEST).is_file():
+            raise ArtifactError(f"{path}: holds {source.name}, which this encoder was read from; use another path")
         manifest = {"fingerprint": self.fingerprint()}
         try:
             with staged_artifact(path, KIND, manifest) as folder:
@@ -515,6 +531,13 @@ class Encoder(nn.Module):
         if max_length not in self._text_encoders:
             self._text_encoders[max_length] = text_encoder(self.tokenizer, max_length)
         return tokenize(texts, self._text_encoders[max_length], token_dtype(self.tokenizer))
+
+
+def _with(layout: CheckpointLayout, changes: Mapping[str, Any]) -> CheckpointLayout:
+    length, chunks = changes.get("max_document_length"), layout.chunks
+    if length is not None and chunks is not None and length != chunks.length:
+        raise ConfigError(f"max_document_length={length}: documents are cut into chunks of {chunks.length} tokens")
+    return dataclasses.replace(layout, **changes)
 
 
 def _padding_length(table: TokenTable | Sequence[Shard]) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, RobertaConfig, RobertaModel
 
 from ance_fast.errors import ArtifactError, ConfigError
+from ance_fast.models.attention_heads import attention_heads
 from ance_fast.models.foreign import empty_model
 from ance_fast.models.state_dicts import refuse_misfit
 
@@ -43,13 +44,19 @@ _BACK = {theirs: ours for ours, theirs in _NAMES.items()}
 
 
 def model_from_fairseq(
-    state: Mapping[str, Tensor], where: Path, *, prefix: str = "", heads: Any = None, layers: Any = None
+    state: Mapping[str, Tensor],
+    where: Path,
+    *,
+    prefix: str = "",
+    heads: Any = None,
+    layers: Any = None,
+    more: Mapping[str, Any] | None = None,
 ) -> tuple[PreTrainedModel, dict[str, Tensor]]:
     """An empty RobertaModel, and its weights, for an encoder of fairseq.
 
     state: the encoder's tensors and no others, `prefix` + embed_tokens.weight, layers.0.fc1.weight, ... heads:
     attention heads, which the weights do not show; None: heads of 64. layers: how many there have to be, where that is
-    known.
+    known. more: further settings of RobertaConfig.
 
     Raises `ArtifactError` for tensors that are missing, not known or of other shapes, `ConfigError` if the number of
     heads has to be said.
@@ -57,11 +64,11 @@ def model_from_fairseq(
     # Made by fairseq itself, not trained.
     state = {name: tensor for name, tensor in state.items() if name != f"{prefix}version"}
     ours = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    model = empty_model(RobertaModel, RobertaConfig, _settings(ours, where, prefix, heads, layers), where)
+    settings = _settings(ours, where, prefix, heads, layers) | dict(more or {})
+    model = empty_model(RobertaModel, RobertaConfig, settings, where)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if name != _TYPES}
     refuse_misfit(state, {prefix + _to_fairseq(name): shape for name, shape in shapes.items()}, where)
     types: Any = model.embeddings.token_type_embeddings  # type: ignore[union-attr]
-    types.weight.requires_grad_(False)
     return model, {_from_fairseq(name): tensor for name, tensor in ours.items()} | {
         _TYPES: torch.zeros_like(types.weight)
     }
@@ -99,20 +106,12 @@ def _settings(state: Mapping[str, Tensor], where: Path, prefix: str, heads: Any,
     if missing:
         raise ArtifactError(f"{where}: the weights do not fit; tensors {len(missing)} missing ({', '.join(missing)})")
     vocabulary, hidden = state["embed_tokens.weight"].shape
-    if heads is None:
-        if hidden % 64:
-            raise ConfigError(
-                f"{where}: does not say how many attention heads {hidden} dimensions have; say it (--heads)"
-            )
-        heads = hidden // 64
-    if not isinstance(heads, int) or heads < 1 or hidden % heads:
-        raise ConfigError(f"{where}: {hidden} dimensions cannot have {heads!r} attention heads")
     found = {match[1] for name in state if (match := re.match(r"layers\.(\d+)\.", name))}
     return {
         "vocab_size": vocabulary,
         "hidden_size": hidden,
         "num_hidden_layers": len(found) if layers is None else layers,
-        "num_attention_heads": heads,
+        "num_attention_heads": attention_heads(heads, hidden, where),
         "intermediate_size": state["layers.0.fc1.weight"].shape[0],
         "hidden_act": "gelu",
         "max_position_embeddings": state[_POSITIONS].shape[0],

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from ance_fast.data.text_rules import released_tokenizer
+from ance_fast.data.text_rules import released_tokenizer, text_rules
 from ance_fast.errors import ArtifactError, ConfigError
-from ance_fast.models.backbone import PackedBackbone
+from ance_fast.models.backbone import PackedBackbone, freeze_unused
 from ance_fast.models.encoder import Encoder
 from ance_fast.models.layouts import CheckpointLayout, HeadModule, noted_chunks, read_notes
 
@@ -70,6 +70,7 @@ def empty_model(
             )
     except Exception as error:  # checks of the settings raise what they like
         raise ArtifactError(f"{where}: no {model.__name__} can be made of its settings: {error}") from error
+    freeze_unused(made)
     return made
 
 
@@ -92,8 +93,11 @@ def make_encoder(
     return Encoder(PackedBackbone(model.eval(), "padded", pad), head, tokenizer, layout).eval()
 
 
-def foreign_layout(folder: Path, tokenizer: Any, where: Path, head: tuple[HeadModule, ...]) -> CheckpointLayout:
-    """The layout of the checkpoint `where`: first token, head, inner products, and what notes in `folder` say."""
+def foreign_layout(folder: Path | None, tokenizer: Any, where: Path, head: tuple[HeadModule, ...]) -> CheckpointLayout:
+    """The layout of the checkpoint `where`: first token, head, inner products, and what notes in `folder` say.
+
+    folder: None for a file; notes in its folder may be about anything that lies there.
+    """
     longest = tokenizer.model_max_length
     layout = CheckpointLayout(
         where,
@@ -101,14 +105,20 @@ def foreign_layout(folder: Path, tokenizer: Any, where: Path, head: tuple[HeadMo
         head=head,
         similarity="dot",
         max_seq_length=longest if longest < 10**9 else None,
-        chunks=noted_chunks(folder),
     )
+    if folder is None:
+        return layout
     notes = read_notes(folder)
     for name in NOTES:
-        known = notes.get(name) in ("cls", "mean") if name == "pooling" else isinstance(notes.get(name), int)
-        if name in notes and not known:
+        if name in notes and not (notes[name] in ("cls", "mean") if name == "pooling" else _is_length(notes[name])):
             raise ArtifactError(f"{folder}: {name}={notes[name]!r} in its ance_fast.json means nothing")
-    return dataclasses.replace(layout, **{name: notes[name] for name in NOTES if name in notes})
+    said = {name: notes[name] for name in NOTES if name in notes}
+    return dataclasses.replace(layout, chunks=noted_chunks(folder), **said)
+
+
+def _is_length(value: object) -> bool:
+    # Shorter ones have no room for a token beside the first and the last.
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 3
 
 
 def foreign_tokenizer(folder: Path, kind: str, options: ReadOptions, preset: str) -> Any:
@@ -127,6 +137,9 @@ def foreign_tokenizer(folder: Path, kind: str, options: ReadOptions, preset: str
         # transformers knows no SEED-Encoder, and would say so when it looks for a class of its own.
         tokenizer = _load(source, "fast" if kind == "seed" else "any")
         return tokenizer if options.text_preset is None else released_tokenizer(tokenizer, options.text_preset)
+    if source.is_file() and len(_VOCABULARIES[kind]) > 1:
+        files = " and ".join(_VOCABULARIES[kind])
+        raise ArtifactError(f"{source}: one file of several; name the folder that holds {files}")
     missing = [name for name in _VOCABULARIES[kind] if source.is_dir() and not (source / name).is_file()]
     if missing:
         raise ArtifactError(
@@ -134,6 +147,12 @@ def foreign_tokenizer(folder: Path, kind: str, options: ReadOptions, preset: str
             "with --tokenizer"
         )
     rules = options.text_preset or preset
+    if kind == "seed" and rules.split(",")[0].strip() != "seed":
+        text_rules(rules)
+        raise ConfigError(
+            f"text_preset={rules!r}: a vocab.txt of SEED-Encoder becomes a tokenizer by the rules of 'seed' alone "
+            "(seed,lower_case=false)"
+        )
     # SEED-Encoder's is made of its vocabulary; nobody else has its form.
     return released_tokenizer(source if kind == "seed" else _load(source, kind), rules)
 

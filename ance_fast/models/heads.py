@@ -75,7 +75,11 @@ def refuse_misfit_head(head: Sequence[HeadModule], hidden_size: int, where: Path
 
 def _activation(name: str) -> nn.Module:
     module, _, cls = name.rpartition(".")
-    if not module.startswith("torch.nn"):
+    try:
+        found = getattr(importlib.import_module(module), cls) if f"{module}.".startswith("torch.nn.") else None
+        made = found() if isinstance(found, type) else None
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ConfigError(f"Dense activation {name!r} cannot be made: {error}") from error
+    if not isinstance(made, nn.Module):
         raise ConfigError(f"Dense activation {name!r} is not a torch.nn module")
-    made: nn.Module = getattr(importlib.import_module(module), cls)()
     return made

@@ -23,6 +23,8 @@ from ance_fast.models.router_layout import Chain, read_routes
 NOTES = "ance_fast.json"
 
 POOLING_NAMES = {"mean": "mean", "cls": "cls", "max": "max", "lasttoken": "last"}
+# What may follow pooling, and what its config.json has to say.
+_WIDTHS = {"Dense": ("in_features", "out_features"), "LayerNorm": ("dimension",)}
 _LEGACY_POOLING = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -66,7 +68,7 @@ def refuse_missing_checkpoint(name: str) -> None:
     """Raise `ArtifactError` for what can only be a path and is not there; a name may be one of the hub's."""
     # A model of the hub is NAME or OWNER/NAME.
     if not Path(name).expanduser().exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise ArtifactError(f"{name}: no such folder (a checkpoint is a folder or a Hugging Face model id)")
+        raise ArtifactError(f"{name}: no such folder or file (a checkpoint is one, or a Hugging Face model id)")
 
 
 def resolve_checkpoint(name_or_path: str) -> Path:
@@ -108,7 +110,7 @@ def read_layout(folder: Path) -> CheckpointLayout:
     """Read the layout of `folder`. Raises `ConfigError` for modules this package cannot reproduce exactly."""
     if not (folder / "modules.json").is_file():
         return CheckpointLayout(transformer=folder, chunks=noted_chunks(folder))
-    chain = [(entry["type"].rsplit(".", 1)[-1], folder / entry["path"]) for entry in _json(folder / "modules.json")]
+    chain = _chain(folder)
     if chain and chain[0][0] in ROUTERS:
         routes = read_routes(chain[0][1])
         document, query = (_tower(folder, routes[route] + chain[1:]) for route in ("document", "query"))
@@ -119,6 +121,14 @@ def read_layout(folder: Path) -> CheckpointLayout:
     return _tower(folder, chain)
 
 
+def _chain(folder: Path) -> Chain:
+    path = folder / "modules.json"
+    try:
+        return [(entry["type"].rsplit(".", 1)[-1], folder / entry["path"]) for entry in _json(path)]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{path}: not a list of modules ({type(error).__name__}: {error})") from error
+
+
 def _tower(folder: Path, chain: Chain) -> CheckpointLayout:
     """One chain of modules of the checkpoint in `folder`."""
     kinds = [kind for kind, _ in chain]
@@ -127,11 +137,11 @@ def _tower(folder: Path, chain: Chain) -> CheckpointLayout:
     normalize = kinds[-1] == "Normalize"
     head = []
     for kind, path in chain[2 : len(chain) - normalize]:
-        if kind not in ("Dense", "LayerNorm"):
+        if kind not in _WIDTHS:
             raise ConfigError(f"{folder}/modules.json: a {kind} module after pooling is not supported")
-        head.append(HeadModule(kind, _json(path / "config.json"), path))
-    text = _json(chain[0][1] / "sentence_bert_config.json", missing_ok=True)
-    model = _json(folder / "config_sentence_transformers.json", missing_ok=True)
+        head.append(HeadModule(kind, _settings(path / "config.json", _WIDTHS[kind]), path))
+    text = _settings(chain[0][1] / "sentence_bert_config.json", missing_ok=True)
+    model = _settings(folder / "config_sentence_transformers.json", missing_ok=True)
     return CheckpointLayout(
         transformer=chain[0][1],
         pooling=_pooling_mode(chain[1][1]),
@@ -191,10 +201,7 @@ def write_layout(folder: Path, layout: CheckpointLayout, hidden_size: int, dim: 
 
 def read_notes(folder: Path) -> dict[str, Any]:
     """What `write_notes` wrote beside a checkpoint; nothing where it did not."""
-    notes = _json(folder / NOTES, missing_ok=True)
-    if not isinstance(notes, dict):
-        raise ArtifactError(f"{folder / NOTES}: holds {type(notes).__name__}, not an object")
-    return notes
+    return _settings(folder / NOTES, missing_ok=True)
 
 
 def write_notes(folder: Path, notes: dict[str, Any]) -> None:
@@ -213,7 +220,7 @@ def noted_chunks(folder: Path) -> ChunkRules | None:
 
 
 def _pooling_mode(folder: Path) -> str:
-    config = _json(folder / "config.json")
+    config = _settings(folder / "config.json")
     mode = config.get("pooling_mode") or [name for key, name in _LEGACY_POOLING.items() if config.get(key)] or "mean"
     modes = [mode] if isinstance(mode, str) else list(mode)
     if len(modes) != 1 or modes[0] not in POOLING_NAMES:
@@ -223,6 +230,18 @@ def _pooling_mode(folder: Path) -> str:
     return POOLING_NAMES[modes[0]]
 
 
+def _settings(path: Path, widths: tuple[str, ...] = (), missing_ok: bool = False) -> dict[str, Any]:
+    """The object in `path`, in which `widths` have to be numbers."""
+    settings = _json(path, missing_ok)
+    if not isinstance(settings, dict):
+        raise ArtifactError(f"{path}: holds {type(settings).__name__}, not an object")
+    for name in widths:
+        width = settings.get(name)
+        if not isinstance(width, int) or isinstance(width, bool) or width < 1:
+            raise ArtifactError(f"{path}: {name} is {width!r}, not a width")
+    return settings
+
+
 def _json(path: Path, missing_ok: bool = False) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -230,7 +249,7 @@ def _json(path: Path, missing_ok: bool = False) -> Any:
         if missing_ok:
             return {}
         raise ArtifactError(f"{path}: missing, so the checkpoint is incomplete") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path}: not valid JSON ({error})") from error
 
 

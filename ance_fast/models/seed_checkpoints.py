@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from ance_fast.artifacts import atomic_file
 from ance_fast.errors import ArtifactError, ConfigError
 from ance_fast.models.ance_head import HEAD_NAMES, NO_HEAD, Head, head_state, read_head
+from ance_fast.models.attention_heads import refuse_unsaid_heads
 from ance_fast.models.encoder import Encoder
 from ance_fast.models.fairseq_weights import model_from_fairseq, state_for_fairseq
 from ance_fast.models.foreign import (
@@ -35,7 +36,7 @@ from ance_fast.models.foreign import (
     refuse_unwritable,
 )
 from ance_fast.models.state_dicts import stripped, without_prefixes
-from ance_fast.models.weight_files import plain_tensors, read_state, tensors_of, write_state
+from ance_fast.models.weight_files import plain_tensors, read_state, tensors_of, write_state, writing
 
 PRETRAINED = "encoder.sentence_encoder."
 _FINE_TUNED = "encoder."
@@ -82,11 +83,17 @@ def read_finetuned(path: Path, options: ReadOptions) -> Encoder:
 
 
 def encoder_of(
-    model: PreTrainedModel, weights: dict[str, Tensor], head: Head, where: Path, folder: Path, options: ReadOptions
+    model: PreTrainedModel,
+    weights: dict[str, Tensor],
+    head: Head,
+    where: Path,
+    folder: Path,
+    options: ReadOptions,
+    notes: Path | None = None,
 ) -> Encoder:
-    """The encoder of what was read from `where`; its tokenizer and notes lie in `folder`."""
+    """The encoder of what was read from `where`; its tokenizer lies in `folder`, its notes in that of `notes`."""
     tokenizer = foreign_tokenizer(folder, "seed", options, "seed")
-    return make_encoder(model, weights, head[1], tokenizer, foreign_layout(folder, tokenizer, where, head[0]))
+    return make_encoder(model, weights, head[1], tokenizer, foreign_layout(notes, tokenizer, where, head[0]))
 
 
 def write_fairseq(encoder: Encoder, path: Path) -> None:
@@ -112,8 +119,13 @@ def write_fairseq(encoder: Encoder, path: Path) -> None:
 
 
 def write_finetuned(encoder: Encoder, path: Path) -> None:
-    """Write a fine-tuned file with its head. Raises as `write_fairseq` does, and `ConfigError` without a head."""
+    """Write a fine-tuned file with its head.
+
+    Raises as `write_fairseq` does, and `ConfigError` without a head and for attention heads that are not of 64
+    dimensions where whoever reads the file would take them for that.
+    """
     body = fairseq_state(encoder, "seed-finetuned")
+    refuse_unsaid_heads(encoder.backbone.model.config, "seed-finetuned")
     head = head_state(encoder, "seed-finetuned")
     named = {_FINE_TUNED + name: tensor for name, tensor in body.items()} | head
     _save(plain_tensors({"module." + name: tensor for name, tensor in named.items()}), path)
@@ -126,11 +138,8 @@ def fairseq_state(encoder: Encoder, form: str) -> dict[str, Tensor]:
 
 
 def _save(state: Mapping[str, Any], path: Path) -> None:
-    try:
-        with atomic_file(path) as staging:
-            write_state(state, staging)
-    except OSError as error:
-        raise ArtifactError(f"{path}: the checkpoint was not written ({error}); is the disk full?") from error
+    with writing(path), atomic_file(path) as staging:
+        write_state(state, staging)
 
 
 def _state(path: Path, trust: bool) -> Any:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import lzma
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,15 +17,17 @@ from ance_fast.artifacts import atomic_file, staged_artifact
 from ance_fast.errors import ArtifactError
 from ance_fast.models.ance_head import HEAD_NAMES, NO_HEAD, head_state, read_head
 from ance_fast.models.encoder import KIND, Encoder
-from ance_fast.models.fairseq_weights import model_from_fairseq
+from ance_fast.models.fairseq_weights import PADDING, model_from_fairseq
 from ance_fast.models.foreign import ReadOptions, notes_of, read_config, write_tokenizer
 from ance_fast.models.layouts import NOTES, write_notes
 from ance_fast.models.seed_checkpoints import encoder_of, fairseq_state
 from ance_fast.models.state_dicts import without_prefixes
-from ance_fast.models.weight_files import PICKLED, SAFETENSORS, folder_weights, plain_tensors, write_state
+from ance_fast.models.weight_files import PICKLED, SAFETENSORS, folder_weights, plain_tensors, write_state, writing
 
 PREFIX = "seed_encoder.encoder.sentence_encoder."
 _UNUSED = ("classification_heads.", "lm_head.", "decoder.", "seed_encoder.decoder.", "seed_encoder.lm_head.")
+# The compressions raise errors of their own.
+_DAMAGED = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError)
 _TARS = (".tar", ".tar.gz", ".tgz")
 # What of a tar is looked at.
 _FILES = (
@@ -43,7 +47,7 @@ def is_seed_folder(path: Path, trust: bool = False) -> bool:
             member = _members(tar).get("config.json")
             content = tar.extractfile(member) if member is not None else None
             return content is not None and _is_seed(json.load(content))
-    except (tarfile.TarError, OSError, EOFError, ValueError):
+    except (*_DAMAGED, ValueError):
         return False
 
 
@@ -54,7 +58,7 @@ def why_no_tar(path: Path) -> str | None:
             return None
         with tarfile.open(path) as tar:
             tar.getmembers()
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except _DAMAGED as error:
         return f"cannot be read as a tar, it may be cut off or damaged ({error})"
     return "a tar without the config.json of a SEED-Encoder, so no known form of checkpoint"
 
@@ -66,15 +70,22 @@ def read_seed_folder(path: Path, options: ReadOptions) -> Encoder:
         state = without_prefixes(folder_weights(folder, trust=options.trust), ("module.",))
         state = {name: tensor for name, tensor in state.items() if not name.startswith(_UNUSED)}
         head = {name: tensor for name, tensor in state.items() if name in HEAD_NAMES}
+        more = _settings(config, path)
         model, weights = model_from_fairseq(
             {name: tensor for name, tensor in state.items() if name not in head},
             path,
             prefix=PREFIX,
             heads=options.heads or config.get("encoder_attention_heads", 12),
             layers=config.get("encoder_layers", 12),
+            more=more,
         )
         found = read_head(head, model.config.hidden_size, path) if head else NO_HEAD
-        return encoder_of(model, weights, found, path, folder, options)
+        return encoder_of(model, weights, found, path, folder, options, notes=folder)
+
+
+def is_tar_name(path: Path) -> bool:
+    """Whether a tar is written to `path`, not a folder."""
+    return path.name.endswith(_TARS)
 
 
 def write_seed_folder(encoder: Encoder, path: Path) -> None:
@@ -85,8 +96,8 @@ def write_seed_folder(encoder: Encoder, path: Path) -> None:
     body = fairseq_state(encoder, "seed-hf")
     head = head_state(encoder, "seed-hf") if encoder.layout.head else {}
     state = plain_tensors({PREFIX + name: tensor for name, tensor in body.items()} | head)
-    try:
-        if path.name.endswith(_TARS):
+    with writing(path):
+        if is_tar_name(path):
             with tempfile.TemporaryDirectory() as folder, atomic_file(path) as staging:
                 _write(encoder, state, Path(folder))
                 with tarfile.open(staging, "w" if path.name.endswith(".tar") else "w:gz") as tar:
@@ -95,8 +106,6 @@ def write_seed_folder(encoder: Encoder, path: Path) -> None:
         else:
             with staged_artifact(path, KIND, {"fingerprint": encoder.fingerprint(), "format": "seed-hf"}) as folder:
                 _write(encoder, state, folder)
-    except OSError as error:
-        raise ArtifactError(f"{path}: the checkpoint was not written ({error}); is the disk full?") from error
 
 
 def _write(encoder: Encoder, state: dict[str, Any], folder: Path) -> None:
@@ -121,6 +130,19 @@ def _write(encoder: Encoder, state: dict[str, Any], folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     write_tokenizer(encoder, folder)
     write_notes(folder, notes_of(encoder))
+
+
+def _settings(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What config.json says that the weights do not show, for RobertaConfig. Raises `ArtifactError` for what RoBERTa
+    cannot be."""
+    for name, only in (("activation_fn", "gelu"), ("pad_token_id", PADDING)):
+        if config.get(name, only) != only:
+            raise ArtifactError(f"{path}: config.json says {name}={config[name]!r}; only {only!r} is supported")
+    names = {"dropout": "hidden_dropout_prob", "attention_dropout": "attention_probs_dropout_prob"}
+    for name in names:
+        if name in config and not (isinstance(config[name], int | float) and 0 <= config[name] < 1):
+            raise ArtifactError(f"{path}: config.json says {name}={config[name]!r}, not a probability")
+    return {ours: config[theirs] for theirs, ours in names.items() if theirs in config}
 
 
 def _is_seed(config: Any) -> bool:
@@ -160,6 +182,6 @@ def _opened(path: Path) -> Iterator[Path]:
                     assert content is not None
                     with content, open(folder / name, "wb") as file:
                         shutil.copyfileobj(content, file)
-        except (tarfile.TarError, EOFError, OSError) as error:
+        except _DAMAGED as error:
             raise ArtifactError(f"{path}: cannot be read as a tar, it may be cut off or damaged ({error})") from error
         yield folder

@@ -8,11 +8,13 @@ comes from.
 from __future__ import annotations
 
 import argparse
+import json
 import pickle
 import re
 import types
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from ance_fast.errors import ArtifactError
 
 SAFETENSORS = "model.safetensors"
 PICKLED = "pytorch_model.bin"
+# Behind either: names the several files that lie in its place.
+INDEX = ".index.json"
 
 
 def read_state(path: Path, *, trust: bool = False, mapped: bool = False) -> Any:
@@ -45,7 +49,7 @@ def read_state(path: Path, *, trust: bool = False, mapped: bool = False) -> Any:
         refused = str(error)
     except FileNotFoundError:
         raise ArtifactError(f"{path}: no such file") from None
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError) as error:
+    except Exception as error:  # what is damaged may raise anything: zlib.error, AssertionError, AttributeError, ...
         raise _unreadable(path, error) from error
     if not trust:
         found = re.search(r"GLOBAL (\S+)", refused)
@@ -62,32 +66,41 @@ def read_state(path: Path, *, trust: bool = False, mapped: bool = False) -> Any:
 
 
 def folder_weights(folder: Path, *, trust: bool = False) -> dict[str, Tensor]:
-    """The tensors of `folder`, from model.safetensors or else pytorch_model.bin.
+    """The tensors of `folder`, from model.safetensors or else pytorch_model.bin, or from the several files that the
+    index of either names.
 
-    Raises `ArtifactError` if there is neither, and as `read_state` does.
+    Raises `ArtifactError` if there is none of these, and as `read_state` does.
     """
-    if (folder / SAFETENSORS).is_file():
-        try:
-            return load_file(folder / SAFETENSORS)
-        except (SafetensorError, OSError) as error:
-            raise _unreadable(folder / SAFETENSORS, error) from error
-    return tensors_of(read_state(_pickled(folder), trust=trust), folder / PICKLED)
+    state: dict[str, Tensor] = {}
+    for path in _files(folder):
+        if path.suffix == ".safetensors":
+            try:
+                state |= load_file(path)
+            except (SafetensorError, OSError) as error:
+                raise _unreadable(path, error) from error
+        else:
+            state |= tensors_of(read_state(path, trust=trust), path)
+    return state
 
 
 def weight_names(folder: Path, *, trust: bool = False) -> list[str]:
     """The names of the tensors of `folder`; as a rule their values are not read. Raises as `folder_weights` does."""
-    if (folder / SAFETENSORS).is_file():
-        try:
-            with safe_open(folder / SAFETENSORS, framework="pt") as file:
-                return list(file.keys())
-        except (SafetensorError, OSError) as error:
-            raise _unreadable(folder / SAFETENSORS, error) from error
-    return list(tensors_of(read_state(_pickled(folder), trust=trust, mapped=True), folder / PICKLED))
+    names: list[str] = []
+    for path in _files(folder):
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(path, framework="pt") as file:
+                    names += file.keys()
+            except (SafetensorError, OSError) as error:
+                raise _unreadable(path, error) from error
+        else:
+            names += tensors_of(read_state(path, trust=trust, mapped=True), path)
+    return names
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether `folder` holds weights in a single file."""
-    return (folder / SAFETENSORS).is_file() or (folder / PICKLED).is_file()
+    """Whether `folder` holds weights, in one file or several."""
+    return any((folder / f"{name}{end}").is_file() for name in (SAFETENSORS, PICKLED) for end in ("", INDEX))
 
 
 def tensors_of(state: Any, where: Path) -> dict[str, Tensor]:
@@ -113,11 +126,42 @@ def plain_tensors(state: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
     return OrderedDict((name, tensor.detach().to("cpu", torch.float32, copy=True)) for name, tensor in state.items())
 
 
-def _pickled(folder: Path) -> Path:
-    path = folder / PICKLED
-    if not path.is_file():
-        raise ArtifactError(f"{folder}: no weights ({SAFETENSORS} or {PICKLED})")
-    return path
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say of `path` that it was not written (`ArtifactError`) where a file or folder cannot be."""
+    try:
+        yield
+    except OSError as error:
+        raise ArtifactError(f"{path}: the checkpoint was not written ({error}); is the disk full?") from error
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of weights in `folder`, of those that transformers would take."""
+    for name in (SAFETENSORS, PICKLED):
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}{INDEX}"
+        if index.is_file():
+            return [folder / part for part in _parts(index)]
+    raise ArtifactError(f"{folder}: no weights ({SAFETENSORS} or {PICKLED})")
+
+
+def _parts(index: Path) -> list[str]:
+    """The names of the files that an index speaks of."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        outside = [name for name in names if Path(name).name != name]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{index}: not an index of weights ({type(error).__name__}: {error})") from error
+    if outside:
+        raise ArtifactError(f"{index}: {outside[0]!r} is not the name of a file beside it")
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise ArtifactError(
+            f"{index}: names {len(missing)} of {len(names)} files that are not there, such as {missing[0]}; the "
+            "checkpoint is incomplete"
+        )
+    return names
 
 
 def _begins(path: Path, magic: bytes) -> bool:

@@ -53,6 +53,12 @@ def test_a_store_says_how_its_documents_are_cut_unless_the_user_does(encoder: En
     assert encoder.chunks == ChunkRules(16, 4, first_token=True, keep_empty=False)
     cut_documents(encoder, None, ["texts"])
     assert encoder.max_document_length == 16
+    with pytest.raises(ConfigError, match="max_document_length=8: documents are cut into chunks of 16 tokens"):
+        cut_documents(encoder, None, max_length=8)
+    cut_documents(encoder, "none", max_length=8)
+    assert (encoder.chunks, encoder.max_document_length) == (None, 8)
+    cut_documents(encoder, "none", max_length=10_000)
+    assert encoder.max_document_length == encoder.layout.max_seq_length
     plain = TokenStore.from_texts(texts, encoder.tokenizer, max_length=16)
     cut_documents(encoder, None, plain)
     assert encoder.chunks is None

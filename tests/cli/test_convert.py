@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from ance_fast import Encoder
 from ance_fast.cli.main import app
+from ance_fast.cli.rehearsal.checkpoints import roberta
 from ance_fast.errors import AnceFastError
 
 
@@ -25,9 +26,10 @@ def convert(*arguments: object) -> str:
 
 
 def test_a_language_model_becomes_where_a_warm_up_starts_and_then_a_folder_for_everyone(
-    tiny: Callable[..., Path], tmp_path: Path
+    tmp_path: Path,
 ) -> None:
-    model = tiny("Roberta", pad_token_id=1, type_vocab_size=1, layer_norm_eps=1e-5, vocab_size=30530)
+    model = tmp_path / "language-model"
+    roberta(model, ["one text", "another, longer text"])
     start, again, file = tmp_path / "start", tmp_path / "again", tmp_path / "model.pt"
     said = json.loads(convert(model, start, "--to", "ance", "--head", "fresh", "--seed", 7, "--json").splitlines()[-1])
     encoder = Encoder.load(str(start))
@@ -41,7 +43,7 @@ def test_a_language_model_becomes_where_a_warm_up_starts_and_then_a_folder_for_e
     }
     assert (encoder.layout.pooling, [spec.kind for spec in encoder.layout.head]) == ("cls", ["Dense", "LayerNorm"])
     convert(start, file, "--to", "seed-finetuned")
-    options = ("--heads", 4, "--tokenizer", start, "--text-preset", "plain")
+    options = ("--heads", 2, "--tokenizer", start, "--text-preset", "plain")
     said = convert(file, again, "--to", "sentence-transformers", *options)
     assert f"{again}: sentence-transformers, from seed-finetuned;" in said
     texts = ["one text", "another, longer text"]
@@ -88,3 +90,14 @@ def test_pickles_need_trust_and_what_is_read_is_not_overwritten(
             convert(trap, target, "--to", "ance", *options)
         assert message in str(caught.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["trap.pt"]
+
+
+def test_what_holds_the_source_is_not_replaced(tmp_path: Path) -> None:
+    roberta(tmp_path / "one", ["one text"])
+    Encoder.load(str(tmp_path / "one")).two_towers().save(tmp_path / "pair")
+    before = sorted(path.name for path in (tmp_path / "pair").iterdir())
+    with pytest.raises(AnceFastError, match="pair: holds what is to be read; write somewhere else"):
+        convert(tmp_path / "pair" / "query", tmp_path / "pair", "--to", "sentence-transformers")
+    assert sorted(path.name for path in (tmp_path / "pair").iterdir()) == before
+    with pytest.raises(AnceFastError, match="nowhere.pt: no such folder or file"):
+        convert(tmp_path / "nowhere.pt", tmp_path / "to", "--to", "ance")

@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,43 @@ from torch import Tensor, nn
 from transformers import RobertaConfig, RobertaModel, RobertaTokenizer
 
 VOCABULARY, WIDTH, OUT, POSITIONS, HEADS = 340, 32, 24, 66, 2
+
+# What transformers 2.3.0 wrote of a RobertaConfig: its `pad_token_id` is PretrainedConfig's, not the one in use.
+TRANSFORMERS_2_3: dict[str, Any] = {
+    "_num_labels": 2,
+    "attention_probs_dropout_prob": 0.1,
+    "bos_token_id": 0,
+    "do_sample": False,
+    "eos_token_ids": 0,
+    "finetuning_task": "docmsmarco",
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
+    "initializer_range": 0.02,
+    "is_decoder": False,
+    "label2id": {"LABEL_0": 0, "LABEL_1": 1},
+    "layer_norm_eps": 1e-5,
+    "length_penalty": 1.0,
+    "max_length": 20,
+    "num_beams": 1,
+    "num_labels": 2,
+    "num_return_sequences": 1,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "output_past": True,
+    "pad_token_id": 0,
+    "pruned_heads": {},
+    "repetition_penalty": 1.0,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "torchscript": False,
+    "use_bfloat16": False,
+}
+SIZES = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+    *("max_position_embeddings", "type_vocab_size"),
+)
 
 FAIRSEQ = {
     "embeddings.word_embeddings": "embed_tokens",
@@ -88,10 +126,8 @@ class Released:
         """As transformers 2.3.0 saved it: no model_type, the old form of torch.save, vocabulary files alone."""
         folder = self.root / name
         folder.mkdir()
-        settings = self.model.config.to_dict() | {"finetuning_task": "docmsmarco", "_num_labels": 2} | config
-        for key in ("model_type", "dtype", "transformers_version"):
-            settings.pop(key, None)
-        (folder / "config.json").write_text(json.dumps(settings))
+        sizes = {name: getattr(self.model.config, name) for name in SIZES}
+        (folder / "config.json").write_text(json.dumps(TRANSFORMERS_2_3 | sizes | config))
         torch.save(state or self.ance, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
         (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False, "max_len": POSITIONS - 2}))
         for file in ("vocab.json", "merges.txt"):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import io
+import json
+import lzma
 import pickle
 import shutil
 import sys
 import tarfile
 import types
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +21,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import RobertaConfig
 
 from ance_fast import Encoder
 from ance_fast.errors import ArtifactError, ConfigError
+from ance_fast.models.attention_heads import attention_heads, refuse_unsaid_heads
 from ance_fast.models.checkpoint_formats import find_format, read_checkpoint, with_head, write_checkpoint
 from ance_fast.models.foreign import ReadOptions
 
@@ -228,6 +233,9 @@ def test_a_tokenizer_that_is_missing_or_of_another_model_is_refused(released: An
     assert len(found.tokenizer) <= 340
     with pytest.raises(ArtifactError, match="nowhere: no such tokenizer"):
         read_checkpoint(folder, None, ReadOptions(tokenizer=tmp_path / "nowhere"))
+    vocabulary = released.root / "roberta-vocabulary" / "vocab.json"
+    with pytest.raises(ArtifactError, match="vocab.json: one file of several; name the folder that holds vocab.json"):
+        read_checkpoint(folder, None, ReadOptions(tokenizer=vocabulary))
     (released.root / "big").mkdir()
     words = (released.root / "seed-vocabulary" / "vocab.txt").read_text() + "".join(f"w{n}\n" for n in range(400))
     (released.root / "big" / "vocab.txt").write_text(words)
@@ -248,10 +256,13 @@ def test_settings_that_make_no_model_are_refused(released: Any) -> None:
     with pytest.raises(ArtifactError, match="config.json: holds list"):
         Encoder.load(str(folder))
     noted = released.ance_folder("noted")
-    for note in ("pooling", "max_query_length"):
-        (noted / "ance_fast.json").write_text(f'{{"{note}": "some"}}')
-        with pytest.raises(ArtifactError, match=f"{note}='some' in its ance_fast.json means nothing"):
-            Encoder.load(str(noted))
+    lengths = [("max_seq_length", value) for value in (True, -5, 0, 2)]
+    for note, value in (("pooling", "some"), ("max_query_length", "some"), *lengths):
+        (noted / "ance_fast.json").write_text(json.dumps({note: value}))
+        assert f"{note}={value!r} in its ance_fast.json means nothing" in refusal(noted)
+    assert "activation_fn='relu'; only 'gelu' is" in refusal(released.seed_folder("relu", activation_fn="relu"))
+    assert "pad_token_id=0; only 1 is" in refusal(released.seed_folder("pad", pad_token_id=0))
+    assert "dropout=2, not a probability" in refusal(released.seed_folder("drop", dropout=2))
     assert "cannot have 'two' attention heads" in refusal(released.seed_folder("a", encoder_attention_heads="two"))
     assert "cannot have 5 attention heads" in refusal(released.seed_folder("b"), ReadOptions(heads=5))
     assert "say it (--heads)" in refusal(released.seed_fairseq("c.pt", args=argparse.Namespace()))
@@ -272,6 +283,8 @@ def test_what_a_format_has_no_place_for_is_not_lost_in_silence(
             write_checkpoint(copy, tmp_path / "to", form)
         assert not (tmp_path / "to").exists()
 
+    seed = Encoder.load(str(released.seed_folder("seed")))
+    refused(seed, "ance", "its tokenizer is not RoBERTa's, a byte-level BPE")
     refused(bert, "ance", "holds RoBERTa encoders; this one is a BertModel")
     refused(bert, "seed-finetuned", "has mean pooling", pooling="mean")
     refused(bert, "seed-finetuned", "is a BertModel, not a RobertaModel", pooling="cls")
@@ -288,6 +301,8 @@ def test_what_a_format_has_no_place_for_is_not_lost_in_silence(
         kept = getattr(config, setting)
         setattr(config, setting, value)
         refused(ance, "seed-finetuned", "seed-finetuned has no place for this encoder: it has")
+        if setting == "pad_token_id":
+            refused(ance, "castorini", "it has the padding id 0, there it is 1")
         setattr(config, setting, kept)
     with pytest.raises(ConfigError, match="head='new': choose keep, none or fresh"):
         with_head(ance, "new")
@@ -319,6 +334,10 @@ def test_what_is_already_there_is_not_replaced_unless_it_is_a_checkpoint(release
         write_checkpoint(encoder, tmp_path / "file.pt", "seed-finetuned")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "thesis.tex").write_text("mine")
+    (tmp_path / "a.tar").mkdir()
+    for path, form in ((tmp_path / "folder", "seed-finetuned"), (tmp_path / "a.tar", "seed-hf")):
+        with pytest.raises(ArtifactError, match="exists; remove it or use another path"):
+            write_checkpoint(encoder, path, form)
     with pytest.raises(ArtifactError, match="folder"):
         write_checkpoint(encoder, tmp_path / "folder", "ance")
     assert (tmp_path / "folder" / "thesis.tex").read_text() == "mine"
@@ -359,3 +378,161 @@ def test_a_tar_is_read_by_the_names_of_its_files_and_unpacked_nowhere_else(
         tar.add(inside / "config.json", arcname="config.json")
     with pytest.raises(ArtifactError, match="no weights"):
         Encoder.load(str(path))
+
+
+def test_attention_heads_that_a_file_does_not_hold_are_neither_lost_nor_assumed_in_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for heads, said in ((4, "128 dimensions would be read as 2 heads, this encoder has 4"), (2, None)):
+        config = RobertaConfig(num_attention_heads=heads, hidden_size=128)
+        if said is None:
+            refuse_unsaid_heads(config, "seed-finetuned")
+        else:
+            with pytest.raises(ConfigError, match=said):
+                refuse_unsaid_heads(config, "seed-finetuned")
+    # Whoever reads such a file has to say its heads.
+    refuse_unsaid_heads(RobertaConfig(num_attention_heads=2, hidden_size=32), "seed-finetuned")
+    assert attention_heads(4, 128, tmp_path) == 4
+    assert not caplog.records
+    assert attention_heads(None, 128, tmp_path) == 2
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}: does not say how many attention heads its 128 dimensions have; 2 are assumed (--heads)"
+    ]
+
+
+def test_a_file_that_would_be_read_with_other_heads_is_not_written(released: Any, tmp_path: Path) -> None:
+    encoder = Encoder.load(str(released.ance_folder("ance")))
+    config: Any = encoder.backbone.model.config
+    config.hidden_size = 64  # two heads of 32 dimensions
+    with pytest.raises(ConfigError, match="64 dimensions would be read as 1 heads, this encoder has 2"):
+        write_checkpoint(encoder, tmp_path / "to.pt", "seed-finetuned")
+
+
+def test_notes_that_lie_beside_a_file_are_not_its_own(released: Any) -> None:
+    path = released.seed_finetuned("model.pt")
+    (path.parent / "ance_fast.json").write_text('{"pooling": "mean", "max_query_length": 5}')
+    encoder = read_checkpoint(path, None, ReadOptions(heads=2))
+    assert (encoder.layout.pooling, encoder.max_query_length) == ("cls", 64)
+
+
+@pytest.mark.parametrize("preset", ["plain", "dpr", "ance"])
+def test_a_seed_encoder_does_not_lose_the_rules_of_its_tokens(released: Any, tmp_path: Path, preset: str) -> None:
+    folder = released.seed_folder("seed")
+    said = refused_preset(folder, preset)
+    assert f"text_preset={preset!r}: a vocab.txt of SEED-Encoder becomes a tokenizer by the rules of 'seed'" in said
+    encoder = Encoder.load(str(folder))
+    encoder.save(tmp_path / "saved")
+    if preset == "plain":
+        saved = Encoder.load(str(tmp_path / "saved"), text_preset=preset)
+        assert saved.tokenizer.init_kwargs["truncation_drops_end"]
+        assert saved.tokenizer("The [PAD]").input_ids == encoder.tokenizer("The [PAD]").input_ids
+    else:
+        assert "is SEED-Encoder" in refused_preset(tmp_path / "saved", preset)
+    assert Encoder.load(str(tmp_path / "saved"), text_preset="seed,lower_case=false").tokenizer("The").input_ids[1] == 3
+
+
+def refused_preset(folder: Path, preset: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        Encoder.load(str(folder), text_preset=preset)
+    return str(caught.value)
+
+
+BROKEN_MODULES = [
+    ("2_Dense/config.json", b"{}", "in_features is None, not a width"),
+    ("2_Dense/config.json", b"[]", "holds list, not an object"),
+    ("3_LayerNorm/config.json", b"{}", "dimension is None, not a width"),
+    ("modules.json", b'[{"idx": 0}]', "not a list of modules (KeyError: 'type')"),
+    ("modules.json", b"[1]", "not a list of modules (TypeError"),
+    ("modules.json", b"\xff\xfe", "not valid JSON"),
+    ("ance_fast.json", b"\xff", "not valid JSON"),
+]
+
+
+def test_a_broken_folder_of_sentence_transformers_is_named(released: Any) -> None:
+    folder = released.sentence_transformers_folder("st")
+    for name, content, message in BROKEN_MODULES:
+        file = folder / name
+        whole = file.read_bytes() if file.exists() else None
+        file.write_bytes(content)
+        with pytest.raises(ArtifactError) as caught:
+            Encoder.load(str(folder))
+        assert f"{file}: " in str(caught.value)
+        assert message in str(caught.value)
+        if whole is None:
+            file.unlink()
+        else:
+            file.write_bytes(whole)
+    config = (folder / "2_Dense" / "config.json").read_text()
+    for name in ("torch.nn.modules.linear.Nothing", "torch.nn.init.normal_", "torch.nnx.Identity", "torch.nn.Linear"):
+        (folder / "2_Dense" / "config.json").write_text(config.replace("torch.nn.modules.linear.Identity", name))
+        with pytest.raises(ConfigError, match=f"Dense activation '{name}' (cannot be made|is not a torch.nn module)"):
+            Encoder.load(str(folder))
+
+
+def sharded(folder: Path, state: dict[str, Tensor], safe: bool) -> Path:
+    """`folder` with its weights in two files, as transformers saves large models."""
+    (folder / "pytorch_model.bin").unlink()
+    stem, end = ("model", "safetensors") if safe else ("pytorch_model", "bin")
+    places = {key: f"{stem}-0000{1 + number % 2}-of-00002.{end}" for number, key in enumerate(state)}
+    for file in sorted(set(places.values())):
+        part = {key: state[key].contiguous().clone() for key, place in places.items() if place == file}
+        save_file(part, folder / file) if safe else torch.save(part, folder / file)
+    (folder / f"{stem}.{end}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return folder
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_weights_in_several_files_are_read_by_their_index(
+    released: Any, token_rows: list[list[int]], embed: Callable[..., Tensor], safe: bool
+) -> None:
+    state = released.ance
+    folder = sharded(released.ance_folder("sharded", state, model_type="roberta"), state, safe)
+    assert find_format(folder) == "ance"
+    torch.testing.assert_close(
+        embed(Encoder.load(str(folder)), token_rows), released.vectors(token_rows), atol=2e-5, rtol=1e-5
+    )
+    index = next(folder.glob("*.index.json"))
+    next(folder.glob("*-00002-of-00002.*")).unlink()
+    assert "names 1 of 2 files that are not there" in refusal(folder)
+    for content, message in (
+        ('{"weight_map": {"a": "../a.bin"}}', "'../a.bin' is not the name of a file beside it"),
+        ("[]", "not an index of weights"),
+    ):
+        index.write_text(content)
+        assert message in refusal(folder)
+
+
+def test_whatever_a_damaged_file_raises_is_an_error_that_names_it(
+    released: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, tar = released.seed_finetuned("model.pt"), released.seed_tar("seed.tgz")
+
+    def damaged(error: Exception) -> Callable[..., Any]:
+        def raises(*_: object, **__: object) -> Any:
+            raise error
+
+        return raises
+
+    for error in (AssertionError("a"), AttributeError("b"), zlib.error("c"), KeyError("d")):
+        monkeypatch.setattr(torch, "load", damaged(error))
+        assert "cannot be read as a file of weights" in refusal(path, form="seed-finetuned")
+        assert "cannot be read as a file of weights" in refusal(path)
+    for error in (zlib.error("invalid block"), lzma.LZMAError("corrupt input"), EOFError()):
+        monkeypatch.setattr(tarfile.TarFile, "getmembers", damaged(error))
+        assert "cannot be read as a tar" in refusal(tar)
+        assert "cannot be read as a tar" in refusal(tar, form="seed-hf")
+
+
+def test_a_format_that_is_named_is_the_one_that_is_read(released: Any) -> None:
+    folder = released.ance_folder("ance", model_type="roberta")
+    assert "no modules.json" in refusal(folder, form="sentence-transformers")
+    (folder / "tokenizer_config.json").write_text('{"model_max_length": 64}')
+    plain = read_checkpoint(folder, "huggingface", ReadOptions())
+    assert (plain.layout.pooling, plain.layout.head) == ("mean", ())
+    file = released.seed_finetuned("model.pt")
+    for form in ("ance", "castorini", "dpr-hf", "huggingface", "sentence-transformers"):
+        assert refusal(file, form=form) == f"{file}: is a file; {form} is a folder"
+    for form in ("dpr-cp", "seed-nq", "seed-fairseq", "seed-finetuned"):
+        assert refusal(folder, form=form) == f"{folder}: is a folder; {form} is a file"
+    assert "ance has no use for --heads" in refusal(folder, ReadOptions(heads=2))
+    assert "huggingface has no use for --trust" in refusal(folder, ReadOptions(trust=True), "huggingface")

@@ -223,13 +223,21 @@ def test_token_types_stay_zero_when_seed_encoder_is_trained_and_saved(
 ) -> None:
     encoder = Encoder.load(str(released.seed_folder("seed")))
     encoder.save(tmp_path / "saved")
-    for one in (encoder, Encoder.load(str(tmp_path / "saved"))):
+    bpe = Encoder.load(str(released.ance_folder("ance"))).tokenizer
+    write_checkpoint(Encoder(encoder.backbone, encoder.head, bpe, encoder.layout), tmp_path / "bpe", "ance")
+    for one in (encoder, *(Encoder.load(str(tmp_path / name)) for name in ("saved", "bpe"))):
         assert not one.backbone.model.embeddings.token_type_embeddings.weight.any()
         optimizer = torch.optim.AdamW(one.parameters(), lr=0.1)
         one(one_batch(token_rows)).sum().backward()
         optimizer.step()
         assert not one.backbone.model.embeddings.token_type_embeddings.weight.any()
         assert all(weight.grad is not None for weight in one.parameters() if weight.requires_grad)
+
+
+def test_dropouts_of_a_seed_encoder_are_those_of_its_configuration(released: Any) -> None:
+    encoder = Encoder.load(str(released.seed_folder("seed", dropout=0.25, attention_dropout=0)))
+    config = encoder.backbone.model.config
+    assert (config.hidden_dropout_prob, config.attention_probs_dropout_prob) == (0.25, 0)
 
 
 def test_token_types_of_roberta_are_added_to_the_positions_that_fairseq_has(

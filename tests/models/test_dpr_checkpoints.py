@@ -153,7 +153,10 @@ def test_what_is_written_for_dpr_loads_strictly_into_berts_and_gives_the_same_ve
     assert not (tmp_path / "out.cp").read_bytes().startswith(b"PK"), "older torch reads no zip files"
     content = torch.load(tmp_path / "out.cp", weights_only=True)
     assert list(content) == ["model_dict", "optimizer_dict", "scheduler_dict", "offset", "epoch", "encoder_params"]
-    assert content["encoder_params"]["encoder_model_type"] == "hf_bert"
+    params = content["encoder_params"]
+    assert params["encoder_model_type"] == "hf_bert"
+    assert (params["do_lower_case"], params["pretrained_model_cfg"]) == (True, None)
+    assert params["sequence_length"] == max(pair.max_query_length, pair.max_document_length)
     biencoder = nn.Module()
     for role in ("question", "ctx"):
         setattr(biencoder, f"{role}_model", BertModel(BertModel.from_pretrained(folders[role]).config).eval())
@@ -204,7 +207,7 @@ def test_folders_that_are_written_open_in_transformers_with_the_same_vectors(
 def test_a_pair_that_is_written_and_read_again_is_the_same_encoder(
     pair: Encoder, folders: dict[str, Path], tmp_path: Path, form: str
 ) -> None:
-    pair.set_lengths(max_query_length=20, max_document_length=20)
+    pair.set_lengths(max_query_length=12, max_document_length=20)
     write_checkpoint(pair, tmp_path / "there", form)
     assert find_format(tmp_path / "there") == form
     options = ReadOptions(tokenizer=folders["ctx"]) if form == "dpr-cp" else ReadOptions()
@@ -212,7 +215,7 @@ def test_a_pair_that_is_written_and_read_again_is_the_same_encoder(
     for method in ("encode_query", "encode_document"):
         assert (getattr(again, method)(TEXTS) == getattr(pair, method)(TEXTS)).all()
     assert again.fingerprint() == pair.fingerprint()
-    assert (again.max_query_length, again.max_document_length) == (20, 20)
+    assert (again.max_query_length, again.max_document_length) == (12, 20)
 
 
 def test_a_released_file_becomes_a_folder_that_sentence_transformers_opens(
@@ -397,6 +400,12 @@ def test_folders_that_are_no_pair_are_refused(pair: Encoder, tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="question_2 and question_encoder are both|question_encoder and question_2"):
         Encoder.load(str(tmp_path / "hf"))
     shutil.rmtree(tmp_path / "hf" / "question_2")
+    for name, other in (("runs", "{"), ("reader", '{"model_type": "dpr", "architectures": ["DPRReader"]}')):
+        (tmp_path / "hf" / name).mkdir()
+        (tmp_path / "hf" / name / "config.json").write_text(other)
+    assert len(Encoder.load(str(tmp_path / "hf")).towers) == 2
+    for name in ("runs", "reader"):
+        shutil.rmtree(tmp_path / "hf" / name)
     config = json.loads((context / "config.json").read_text())
     (context / "config.json").write_text(json.dumps(config | {"projection_dim": 8}))
     with pytest.raises(ArtifactError, match="projection_dim and the weights, which hold none"):

@@ -17,6 +17,7 @@ from ance_fast import Encoder
 from ance_fast.artifacts import open_artifact
 from ance_fast.cli.demo.data import write_data
 from ance_fast.data import load_corpus
+from ance_fast.data.chunks import ChunkRules
 from ance_fast.errors import ArtifactError, ConfigError
 
 ODD_TEXTS = ["", "a", "   ", "word " * 2000, "Ünïcödé 東京 \U0001f600", "[SEP] [MASK] literal", "one\ntwo\tthree"]
@@ -270,3 +271,24 @@ def test_the_fingerprint_follows_the_weights_and_the_settings(tiny: Callable[...
     with torch.no_grad():
         next(encoder.parameters()).view(-1)[0] += 1e-3
     assert encoder.fingerprint() != first
+
+
+def test_an_encoder_may_be_placed_again_packed_or_padded(small_bert: Callable[..., Path]) -> None:
+    encoder = Encoder.load(str(small_bert()), device="cpu")
+    expected = encoder.encode(["some words", "other words and more"])
+    for attention in ("packed", "padded", "auto", "packed"):
+        encoder.placed("cpu", "float32", attention)
+        assert encoder.info()["attention"] == ("padded" if attention == "padded" else "packed")
+        np.testing.assert_allclose(encoder.encode(["some words", "other words and more"]), expected, atol=1e-5)
+
+
+def test_another_length_than_that_of_the_chunks_is_refused_when_loading_too(
+    small_bert: Callable[..., Path], tmp_path: Path
+) -> None:
+    encoder = Encoder.load(str(small_bert()), device="cpu")
+    encoder.set_chunks(ChunkRules(16, 4, first_token=True, keep_empty=False))
+    encoder.save(tmp_path / "saved")
+    with pytest.raises(ConfigError, match="max_document_length=32: documents are cut into chunks of 16 tokens"):
+        Encoder.load(str(tmp_path / "saved"), max_document_length=32)
+    again = Encoder.load(str(tmp_path / "saved"), max_document_length=16, max_query_length=8)
+    assert (again.max_document_length, again.max_query_length) == (16, 8)

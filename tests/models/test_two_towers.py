@@ -89,6 +89,8 @@ def test_each_tower_of_a_saved_pair_opens_by_itself(
     for route, tower in zip(("query", "document"), towers, strict=True):
         alone = Encoder.load(str(tmp_path / "saved" / route), device="cpu")
         assert alone.query_encoder is None
+        with pytest.raises(ArtifactError, match=f"holds {route}, which this encoder was read from"):
+            alone.save(tmp_path / "saved")
         np.testing.assert_array_equal(alone.encode(TEXTS), tower.encode(TEXTS))
 
 

@@ -67,6 +67,8 @@ def convert(
     path = resolve_checkpoint(source)
     if target.exists() and target.samefile(path):
         raise ConfigError(f"{target}: is what is to be read; write somewhere else")
+    if target.resolve() in path.resolve().parents:
+        raise ConfigError(f"{target}: holds what is to be read; write somewhere else")
     form = source_format or find_format(path, trust)
     options = ReadOptions(trust, tokenizer, text_preset, heads)
     encoder = with_head(read_checkpoint(path, form, options), head, seed)

@@ -65,11 +65,9 @@ def encode(
     from ance_fast.models.int8 import quantize
 
     devices = device.split(",")
-    encoder = Encoder.load(
-        model, device="cpu" if int8 else devices[0], max_document_length=max_length, text_preset=text_preset
-    )
+    encoder = Encoder.load(model, device="cpu" if int8 else devices[0], text_preset=text_preset)
     passages = open_passages(data)
-    cut_documents(encoder, chunks, passages)
+    cut_documents(encoder, chunks, passages, max_length)
     times = StageTimes()
     if int8:
         accept = functools.partial(refuse_changed_corpus, output) if resume else None

@@ -68,10 +68,9 @@ def rank(
         device=device,
         num_layers=num_layers,
         max_query_length=max_query_length,
-        max_document_length=max_document_length,
         text_preset=text_preset,
     )
-    cut_documents(encoder, chunks)
+    cut_documents(encoder, chunks, max_length=max_document_length)
     run = _full(encoder, dataset, k or 100) if candidates is None else _again(encoder, dataset, candidates, k)
     write_run(output, run, Path(model).name)
     result = dict(ance_fast.evaluate(run, dataset.qrels, names)) if dataset.qrels else {}

@@ -68,11 +68,10 @@ def tokenize(
         model,
         device="cpu",
         attention="padded",
-        max_document_length=max_length,
         max_query_length=max_query_length,
         text_preset=text_preset,
     )
-    cut_documents(encoder, "none" if form == "ance" else chunks)
+    cut_documents(encoder, "none" if form == "ance" else chunks, max_length=max_length)
     started = time.monotonic()
     store = TokenStore.build(
         load_corpus(data),
