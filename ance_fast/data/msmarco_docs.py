@@ -4,8 +4,8 @@
     msmarco-doctrain-queries.tsv, ...     1 <tab> text
     msmarco-doctrain-qrels.tsv, ...       1 0 D1 1
 
-Each plain, `.gz` or `.zst`. A document's text is url, separator, title, separator, body, each part without white space at
-its end, cut at a number of characters before it is tokenised. Source: github.com/microsoft/ANCE (Xiong et al. 2021).
+Each plain, `.gz` or `.zst`. A document's text is url, separator, title, separator, body, each part without white space
+at its end, cut at a number of characters before it is tokenised. Source: github.com/microsoft/ANCE (Xiong et al. 2021).
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def read_msmarco_docs(
 
     split: train, dev, test2019, test2020 or eval (queries alone); None: the corpus alone. separator: `</s>` as
     microsoft/ANCE has it, or `[SEP]` for SEED-Encoder, both with a blank on either side; any other is put in as it is,
-    such as `<sep>`, which microsoft/ANCE first had. max_characters: what a text is cut at; 0 cuts nothing. Raises `DataError`: a missing file, a split that is not known, malformed lines; `ConfigError`.
+    such as `<sep>`, which microsoft/ANCE first had. max_characters: what a text is cut at; 0
+    cuts nothing. Raises `DataError`: a missing file, a split that is not known, malformed lines; `ConfigError`.
     """
     if max_characters < 0:
         raise ConfigError(f"max_characters must be at least 0, not {max_characters}")
