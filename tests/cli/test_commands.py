@@ -141,6 +141,7 @@ def test_documents_in_chunks_are_found_as_documents(run: Run, model: Path, wiki:
     searched = ("-m", model, "--queries", wiki, "--split", "test", "-k", 50)
     run("search", index, *searched, "-o", tmp_path / "found.trec")
     run("rank", wiki, "-m", model, "--split", "test", "-k", 50, *rules, "-o", tmp_path / "ranked.trec")
+    assert [path.name for path in tmp_path.glob("*ranked*")] == ["ranked.trec"]  # its tokens went
     found, ranked = read_run(tmp_path / "found.trec"), read_run(tmp_path / "ranked.trec")
     corpus = {document.id: document for document in read_beir(wiki, "test").corpus}
     assert found.keys() == ranked.keys()
