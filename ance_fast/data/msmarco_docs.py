@@ -4,8 +4,8 @@
     msmarco-doctrain-queries.tsv, ...     1 <tab> text
     msmarco-doctrain-qrels.tsv, ...       1 0 D1 1
 
-Each plain, `.gz` or `.zst`. A document's text is `url SEPARATOR title SEPARATOR body`, each part without white space at
-its end, cut at a number of characters before it is tokenised. Source: github.com/microsoft/ANCE (Xiong et al. 2021).
+Each plain, `.gz` or `.zst`. A document's text is url, separator, title, separator, body, each part without white space
+at its end, cut at a number of characters before it is tokenised. Source: github.com/microsoft/ANCE (Xiong et al. 2021).
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from ance_fast.data.text_lines import read_columns
 from ance_fast.errors import ConfigError, DataError
 
 CORPUS = "msmarco-docs.tsv"
+SPACED = ("</s>", "[SEP]")
+"""Separators that stand between blanks: microsoft/ANCE puts them around its tokenizer's own."""
 
 
 class _Split(NamedTuple):
@@ -45,7 +47,8 @@ def read_msmarco_docs(
     """Read an MS MARCO document folder. The corpus streams; queries and judgements of `split` are held.
 
     split: train, dev, test2019, test2020 or eval (queries alone); None: the corpus alone. separator: `</s>` as
-    microsoft/ANCE has it, `<sep>` as it first had, `[SEP]` for SEED-Encoder. max_characters: what a text is cut at; 0
+    microsoft/ANCE has it, or `[SEP]` for SEED-Encoder, both with a blank on either side; any other is put in as it is,
+    such as `<sep>`, which microsoft/ANCE first had. max_characters: what a text is cut at; 0
     cuts nothing. Raises `DataError`: a missing file, a split that is not known, malformed lines; `ConfigError`.
     """
     if max_characters < 0:
@@ -69,11 +72,12 @@ def read_msmarco_docs(
 
 def document_lines(path: Path, separator: str, max_characters: int) -> Iterator[tuple[int, Document]]:
     """(Line number, document) of `msmarco-docs.tsv`. Raises `DataError` with file and line."""
+    between = f" {separator} " if separator in SPACED else separator
     for line, fields in read_columns(path, 4):
         identifier, *parts = fields
         if not identifier:
             raise DataError(f"{path}:{line}: empty id")
-        text = f" {separator} ".join(part.rstrip() for part in parts)
+        text = between.join(part.rstrip() for part in parts)
         yield line, Document(identifier, text[:max_characters] if max_characters else text)
 
 

@@ -49,11 +49,6 @@ def read_questions(path: str | Path) -> Iterator[Question]:
         yield question
 
 
-def read_answers(path: str | Path) -> dict[str, list[str]]:
-    """Question id -> answers, of every question of the file. Raises as `read_questions`."""
-    return {question.id: question.answers for question in read_questions(path)}
-
-
 def question_of(value: dict[str, Any], where: str, line: int, number: int) -> Question:
     """The question of one JSON object, DPR's or KILT's; `number` is its id if it has none. Raises `DataError`."""
     text = next((value[name] for name in ("question", "query", "input") if isinstance(value.get(name), str)), None)

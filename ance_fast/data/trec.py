@@ -9,12 +9,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from ance_fast.artifacts import atomic_file
 from ance_fast.data.qrels import read_qrels
 from ance_fast.data.text_lines import read_lines
 from ance_fast.errors import DataError
 
-__all__ = ["Run", "RunLine", "listed_twice", "read_qrels", "read_run", "read_run_lines", "write_run"]
+__all__ = ["Run", "RunLine", "best_first", "listed_twice", "read_qrels", "read_run", "read_run_lines", "write_run"]
 
 logger = logging.getLogger(__name__)
 
@@ -73,13 +75,24 @@ def read_run_lines(path: str | Path) -> Iterator[RunLine]:
         yield RunLine(number, query_id, document_id, score)
 
 
+def best_first(scores: Mapping[str, float]) -> list[str]:
+    """Documents by descending score, of equal scores the higher id first: the order in which trec_eval measures a run.
+
+    Scores are equal when their float32 are, in which trec_eval holds them. None may be NaN.
+    """
+    with np.errstate(over="ignore"):  # beyond float32 is infinite there too
+        single = dict(zip(scores, np.array(list(scores.values()), dtype=np.float32).tolist(), strict=True))
+    # Two stable sorts, because the second key goes down as well and strings have no minus.
+    return sorted(sorted(single, reverse=True), key=single.__getitem__, reverse=True)
+
+
 def listed_twice(path: str | Path, line: RunLine) -> DataError:
     """The error of a run in which `line` names a document that the query had before."""
     return DataError(f"{path}:{line.number}: document {line.document_id!r} comes twice for query {line.query_id!r}")
 
 
 def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], tag: str = "ance_fast") -> None:
-    """Write a TREC run, atomically: queries in the run's order, documents by descending score, ties by document id.
+    """Write a TREC run, atomically: queries in the run's order, documents as `best_first` has them.
 
     Ranks count from 1 and scores keep every digit (`repr`), so that reading gives the same run. A name ending in `.gz`
     is compressed. Columns are separated by blanks, or by tabs when an id holds a blank: `read_run` reads both,
@@ -106,9 +119,8 @@ def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], tag: str
                 _refuse_torn(document_id, "document id", path)
                 if math.isnan(score):
                     raise DataError(f"{path}: the score of document {document_id!r} for query {query_id!r} is NaN")
-            ordered = sorted(scores.items(), key=lambda entry: (-entry[1], entry[0]))
-            for rank, (document_id, score) in enumerate(ordered, 1):
-                columns = (query_id, "Q0", document_id, str(rank), repr(float(score)), tag)
+            for rank, document_id in enumerate(best_first(scores), 1):
+                columns = (query_id, "Q0", document_id, str(rank), repr(float(scores[document_id])), tag)
                 file.write((separator.join(columns) + "\n").encode("utf-8"))
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ance_fast.data.records import Document
+from ance_fast.data.text_record import text_preset_of
 from ance_fast.data.token_store import TokenStore
 from ance_fast.data.tokenize import tokenizer_fingerprint
 from ance_fast.encoding.budget import default_budget, measured_budget
@@ -243,7 +244,7 @@ def _on_devices(encoder: Encoder, devices: Sequence[str] | None) -> list[Encoder
 
 
 def _settings(encoder: Encoder, store: TokenStore) -> dict[str, Any]:
-    layout = encoder.layout
+    layout, preset = encoder.layout, text_preset_of(encoder.tokenizer)
     return {
         "fingerprint": encoder.fingerprint(),
         "pooling": layout.pooling,
@@ -252,6 +253,7 @@ def _settings(encoder: Encoder, store: TokenStore) -> dict[str, Any]:
         "tokenizer": store.tokenizer_fingerprint,
         "max_length": store.max_length,
         "prompt": store.prompt,
+        **({} if preset is None else {"text_preset": preset}),
         **({} if store.chunks is None else {"chunks": store.chunks.as_json()}),
     }
 

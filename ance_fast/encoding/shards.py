@@ -17,6 +17,7 @@ import pyarrow as pa
 from ance_fast.artifacts import open_artifact
 from ance_fast.data.chunks import SEPARATOR
 from ance_fast.data.id_column import IdColumn
+from ance_fast.data.text_record import TextRecord, check_text_record
 from ance_fast.encoding.shard_writer import map_shard
 from ance_fast.errors import ArtifactError
 
@@ -54,13 +55,16 @@ class EmbeddingShards:
         self.mean: np.ndarray | None = read_mean(path / MEAN, self.dim) if manifest.get("centred") else None
 
     @classmethod
-    def open(cls, path: str | Path, *, fingerprint: str | None = None, verify: bool = True) -> EmbeddingShards:
+    def open(
+        cls, path: str | Path, *, fingerprint: str | None = None, tokenizer: Any = None, verify: bool = True
+    ) -> EmbeddingShards:
         """Open what `encode_corpus` wrote.
 
-        fingerprint: of the encoder that the queries will come from.
+        fingerprint: of the encoder that the queries will come from. tokenizer: its tokenizer of documents.
         verify: read every file once to compare checksums; without it names, sizes and shapes are compared.
 
-        Raises `ArtifactError`: missing, incomplete or damaged (names the file), or made by another encoder.
+        Raises `ArtifactError`: missing, incomplete or damaged (names the file), or made by another encoder or
+        other text rules.
         """
         root = Path(path)
         manifest = open_artifact(root, KIND, verify=verify, remedy=REMEDY)
@@ -69,7 +73,9 @@ class EmbeddingShards:
                 f"{root}: embeddings of encoder {manifest.get('fingerprint')}, this one is {fingerprint}; "
                 "encode the corpus again"
             )
-        return cls(root, manifest)
+        shards = cls(root, manifest)
+        check_text_record(root, shards.text_record, tokenizer)
+        return shards
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -127,6 +133,12 @@ class EmbeddingShards:
     def document_separator(self) -> str | None:
         """What stands between a document's id and a chunk's number in `ids`; None where a row is a document."""
         return None if self.manifest.get("settings", {}).get("chunks") is None else SEPARATOR
+
+    @property
+    def text_record(self) -> TextRecord | None:
+        """What made tokens of the texts; None where that is not recorded (imported embeddings)."""
+        settings = self.manifest.get("settings", {})
+        return TextRecord(settings["tokenizer"], settings.get("text_preset")) if "tokenizer" in settings else None
 
     def _restored(self, block: np.ndarray) -> np.ndarray:
         assert self.mean is not None

@@ -176,10 +176,14 @@ def _hits(
     by_passage = np.argsort(number, kind="stable")
     starts = np.concatenate([[0], np.cumsum(np.bincount(number, minlength=len(number_of)))])
     words = AnswerWords([answers[name] for name in questions], threads=threads) if match == "string" else None
-    if words is not None:
-        wordless = words.wordless()
-        first = repr(questions[wordless[0]]) if len(wordless) else ""
-        warn_counted(logger, len(wordless), "questions have an answer without a word, which is in every text", first)
+    if match == "regex":
+        wordless = []
+    elif words is not None:
+        wordless = [questions[query] for query in words.wordless().tolist()]
+    else:
+        wordless = [name for name in questions if has_answer(answers[name], "", match)]
+    without_word = "questions have an answer without a word, which is in every text"
+    warn_counted(logger, len(wordless), without_word, repr((*wordless, "")[0]))
     held = np.zeros(len(pairs), dtype=np.bool_)
     seen = np.zeros(len(number_of), dtype=np.bool_)
     for block in _blocks(_texts(passages, number_of)):
@@ -224,11 +228,12 @@ def _texts(
 
 
 def open_texts(spec: str) -> TokenStore | Corpus:
-    """What `open_passages` opens, or a file of passages as DPR's `psgs_w100.tsv`, which its header tells."""
+    """What `open_passages` opens, or a file of passages as DPR's `psgs_w100.tsv`, which its header or name tells."""
     path = Path(spec)
     if path.is_file() and plain_name(path).endswith(".tsv"):
         _, header = next(read_lines(path), (0, ""))
-        if header.split("\t") == ["id", "text", "title"]:
+        # Parts of the file are often kept under its name, cut out below the header.
+        if header.split("\t") == ["id", "text", "title"] or path.name.startswith("psgs_w100"):
             return Corpus(path, passage_lines)
     return open_passages(spec)
 

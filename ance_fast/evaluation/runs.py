@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ance_fast.data.trec import Run, read_run
+from ance_fast.data.trec import Run, best_first, read_run
 from ance_fast.errors import ConfigError, DataError
 
 RunSource = Mapping[str, Mapping[str, float]] | str | os.PathLike[str]
@@ -22,13 +20,10 @@ def ranking(query: str, scores: Mapping[str, float]) -> list[str]:
 
     Scores are equal when their float32 are, in which trec_eval holds them. Raises `DataError` for one that is NaN.
     """
-    with np.errstate(over="ignore"):  # beyond float32 is infinite there too
-        single = dict(zip(scores, np.array(list(scores.values()), dtype=np.float32).tolist(), strict=True))
-    for document, score in single.items():
+    for document, score in scores.items():
         if math.isnan(score):
             raise DataError(f"query {query!r}, document {document!r}: the score is NaN")
-    # Two stable sorts, because the second key goes down as well and strings have no minus.
-    return sorted(sorted(single, reverse=True), key=single.__getitem__, reverse=True)
+    return best_first(scores)
 
 
 def load_run(source: RunSource) -> Mapping[str, Mapping[str, float]]:
@@ -51,8 +46,10 @@ def best_chunks(run: RunSource, separator: str) -> Run:
     """A run over documents from one over their chunks, "doc7#0", "doc7#1": a document's first hit counts (MaxP).
 
     A document's id is what stands before the last `separator`; an id without it is a document's own. Raises
-    `ConfigError` if no id of the run holds it, `DataError` for a score that is NaN.
+    `ConfigError` if it is empty or no id of the run holds it, `DataError` for a score that is NaN.
     """
+    if not separator:
+        raise ConfigError("the separator of documents and chunks is empty; give what stands between, such as '#'")
     found: Run = {}
     seen = False
     for query, scores in load_run(run).items():

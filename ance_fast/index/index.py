@@ -16,6 +16,7 @@ import numpy as np
 
 from ance_fast.artifacts import open_artifact, staged_artifact
 from ance_fast.data.chunked_documents import DocumentGroups, groups_by_id
+from ance_fast.data.text_record import TextRecord, check_text_record
 from ance_fast.errors import ArtifactError, ConfigError
 from ance_fast.index import factory as factories
 from ance_fast.index import memory
@@ -45,6 +46,7 @@ class Index:
         ids: the document ids, `IdTable`.
         document_separator: where rows are chunks, what stands between a document's id and the chunk's in `ids`;
             embedding shards say so, `set_documents` does for others. None: each row is a document.
+        text_record: what made tokens of the documents, None if not known; embedding shards say so.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Index:
         dim: int,
         fingerprint: str | None,
         document_separator: str | None = None,
+        text_record: TextRecord | None = None,
     ) -> None:
         self._backend = backend
         self.ids = ids
@@ -65,6 +68,7 @@ class Index:
         self.dim = dim
         self.fingerprint = fingerprint
         self.document_separator = document_separator
+        self.text_record = text_record
         self._documents: tuple[IdTable, DocumentGroups] | None = None
 
     @classmethod
@@ -135,6 +139,7 @@ class Index:
             dim=source.dim,
             fingerprint=name,
             document_separator=source.document_separator,
+            text_record=source.text_record,
         )
 
     @classmethod
@@ -181,6 +186,7 @@ class Index:
             dim=source.dim,
             fingerprint=name,
             document_separator=source.document_separator,
+            text_record=source.text_record,
         )
 
     @classmethod
@@ -195,10 +201,11 @@ class Index:
             raise ConfigError("there are no indexes to merge")
         first = indexes[0]
         for number, other in enumerate(indexes):
-            for what in ("dim", "metric", "fingerprint", "document_separator"):
+            for what in ("dim", "metric", "fingerprint", "document_separator", "text_record"):
                 mine, theirs = getattr(first, what), getattr(other, what)
-                if mine != theirs:
-                    name = "encoder" if what == "fingerprint" else what
+                unknown = what == "text_record" and None in (mine, theirs)
+                if mine != theirs and not unknown:
+                    name = {"fingerprint": "encoder", "text_record": "text rules"}.get(what, what)
                     raise ConfigError(f"index 0 is of {name} {mine}, index {number} of {theirs}; they do not compare")
         kinds = dict.fromkeys(index.factory for index in indexes)
         return cls(
@@ -209,6 +216,7 @@ class Index:
             dim=first.dim,
             fingerprint=first.fingerprint,
             document_separator=first.document_separator,
+            text_record=next((index.text_record for index in indexes if index.text_record is not None), None),
         )
 
     @staticmethod
@@ -367,6 +375,8 @@ class Index:
         }
         if self.document_separator is not None:
             manifest["document_separator"] = self.document_separator
+        if self.text_record is not None:
+            manifest |= {"tokenizer": self.text_record.tokenizer, "text_preset": self.text_record.preset}
         try:
             with staged_artifact(path, KIND, manifest) as staging:
                 manifest |= self._backend.save(staging)
@@ -381,6 +391,7 @@ class Index:
         path: str | os.PathLike[str],
         *,
         fingerprint: str | None = None,
+        tokenizer: Any = None,
         device: str = "auto",
         devices: Sequence[str] | None = None,
         in_memory: bool | None = None,
@@ -389,12 +400,13 @@ class Index:
 
         Args:
             fingerprint: of the encoder the queries will come from; an index of another encoder is refused.
+            tokenizer: that encoder's tokenizer of documents; an index of documents cut by other rules is refused.
             device, devices: as for `build`; they need not be those it was built on.
             in_memory: False keeps Flat on disk: a search reads it from there and holds one tile of it, on any device.
                 By default that is what an index made by `Index.over` mapped files does.
 
         Raises:
-            ArtifactError: missing, incomplete, damaged, or of another encoder.
+            ArtifactError: missing, incomplete, damaged, or of another encoder or other text rules.
             ConfigError: `in_memory=False` for an index other than Flat.
             MissingDependencyError: an index other than Flat without FAISS.
         """
@@ -406,6 +418,8 @@ class Index:
         except KeyError as error:
             raise ArtifactError(f"{root / 'manifest.json'}: no entry {error}; build the index again") from error
         check_fingerprint(root, recorded, fingerprint)
+        texts = TextRecord(manifest["tokenizer"], manifest.get("text_preset")) if "tokenizer" in manifest else None
+        check_text_record(root, texts, tokenizer)
         on_disk = bool(manifest.get("on_disk")) if in_memory is None else not in_memory
         if on_disk and not factories.is_flat(factory):
             raise ConfigError(f"{root}: {factory} is searched in memory; only Flat can stay on disk")
@@ -423,6 +437,7 @@ class Index:
             dim=dim,
             fingerprint=recorded,
             document_separator=manifest.get("document_separator"),
+            text_record=texts,
         )
 
     @property

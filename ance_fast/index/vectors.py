@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ance_fast.data.text_record import TextRecord
 from ance_fast.errors import ConfigError
 
 BLOCK_ROWS = 65_536
@@ -38,6 +39,7 @@ class VectorSource:
     fingerprint: str | None = None
     mean: np.ndarray | None = None
     document_separator: str | None = None
+    text_record: TextRecord | None = None
 
     def stored(self) -> VectorSource:
         """The same rows as they are stored, the mean not put back."""
@@ -189,4 +191,5 @@ def _shard_source(shards: Any) -> VectorSource:
         fingerprint=getattr(shards, "fingerprint", None),
         mean=None if mean is None else np.ascontiguousarray(mean, dtype=np.float32),
         document_separator=getattr(shards, "document_separator", None),
+        text_record=getattr(shards, "text_record", None),
     )

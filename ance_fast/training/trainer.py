@@ -38,6 +38,7 @@ from ance_fast.crash_points import crash_point
 from ance_fast.data.chunks import ChunkRules
 from ance_fast.data.dataset import Dataset
 from ance_fast.data.packing import PackedBatch
+from ance_fast.data.text_record import text_record
 from ance_fast.errors import ArtifactError, ConfigError
 from ance_fast.evaluation import Evaluation
 from ance_fast.index import Index
@@ -354,6 +355,7 @@ class AnceTrainer(Trainer):
             report = self.dev(self.encoder, index, self.state.global_step)
             self.encoder.save(self.folder / "final")
             if index is not None:
+                index.text_record = text_record(self.encoder.tokenizer)
                 index.save(self.folder / "index")
             # Once more: a run that was killed just after its last checkpoint had one too many.
             keep_newest(self.folder / "checkpoints", self.ance.save_total_limit)

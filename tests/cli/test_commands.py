@@ -71,6 +71,10 @@ def test_tokenize_encode_index_and_search_work_one_after_the_other(
         assert [hit["rank"] for hit in answer["hits"]] == [1, 2, 3]
         assert all(hit["text"] for hit in answer["hits"])
         assert answer["milliseconds"] < 1000
+    cased = ("--text-preset", "dpr,lower_case=false")
+    for command in (("search", index, "a river"), ("mine", wiki, "--index", embeddings, "-o", tmp_path / "n.jsonl")):
+        refused = run(*command, "-m", model, *cased, status=1).stderr
+        assert "leave --text-preset out" in " ".join(refused.split())
     shown = run("search", index, "a river", "-m", model, "--store", tokens, "-k", 1).stdout
     assert answers[0]["hits"][0]["id"] in shown
 
@@ -134,6 +138,7 @@ def test_documents_in_chunks_are_found_as_documents(run: Run, model: Path, wiki:
     assert built["vectors"] > 400  # type: ignore[operator]
     run("search", index, "-m", model, "--queries", wiki, "--split", "test", "-k", 50, "-o", tmp_path / "found.trec")
     run("rank", wiki, "-m", model, "--split", "test", "-k", 50, *rules, "-o", tmp_path / "ranked.trec")
+    assert [path.name for path in tmp_path.glob("*ranked*")] == ["ranked.trec"]  # its tokens went
     found, ranked = read_run(tmp_path / "found.trec"), read_run(tmp_path / "ranked.trec")
     corpus = {document.id: document for document in read_beir(wiki, "test").corpus}
     assert found.keys() == ranked.keys()

@@ -29,9 +29,12 @@ def test_a_document_is_its_url_title_and_body_around_separators(folder: Path) ->
         Document("D2", "http://b/2 </s>  </s> "),
         Document("D30", "u </s> t </s> x\ty"),
     ]
-    assert next(iter(read_msmarco_docs(folder, None, separator="<sep>").corpus)).text == (
-        "http://a/1 <sep> A title <sep> the body"
-    )
+    for separator, text in {
+        "<sep>": "http://a/1<sep>A title<sep>the body",  # what microsoft/ANCE's line joined, without blanks
+        " <sep> ": "http://a/1 <sep> A title <sep> the body",
+        "": "http://a/1A titlethe body",
+    }.items():
+        assert next(iter(load_corpus(f"msmarco-doc:{folder}?separator={separator}"))).text == text
     assert next(iter(load_corpus(f"msmarco-doc:{folder}?separator=[SEP]&max_characters=14"))).text == "http://a/1 [SE"
 
 

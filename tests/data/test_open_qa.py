@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ance_fast.data.open_qa import Question, read_answers, read_questions, without_mark
+from ance_fast.data.open_qa import Question, read_questions, without_mark
 from ance_fast.errors import DataError
 
 # What csv.writer puts on one line, which is what such files hold.
@@ -34,7 +34,7 @@ def test_answers_are_read_but_never_run(tmp_path: Path) -> None:
     file = tmp_path / "q.csv"
     file.write_text(f"who?\t[open({str(tmp_path / 'made')!r}, 'w').name]\n")
     with pytest.raises(DataError, match=r"q\.csv:1: the answers .* are no Python list of strings"):
-        read_answers(file)
+        list(read_questions(file))
     assert not (tmp_path / "made").exists()
 
 
@@ -52,7 +52,7 @@ def test_malformed_answers_are_refused_with_file_and_line(tmp_path: Path, line: 
     file = tmp_path / "q.csv"
     file.write_text(f"fine\t['(a|b)*']\n{line}\n")
     with pytest.raises(DataError, match=r"q\.csv:2: .*" + expected):
-        read_answers(file)
+        list(read_questions(file))
 
 
 def test_json_questions_of_dpr_kilt_and_others(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_json_questions_of_dpr_kilt_and_others(tmp_path: Path) -> None:
     }.items():
         kilt.write_text(line + "\n")
         with pytest.raises(DataError, match=expected):
-            read_answers(kilt)
+            list(read_questions(kilt))
 
 
 def test_one_question_mark_goes() -> None:

@@ -9,17 +9,20 @@ from hypothesis import strategies as st
 
 from ance_fast.data.trec import read_run, write_run
 from ance_fast.errors import DataError
+from ance_fast.evaluation import write_ranks
 
 
-def test_a_run_is_written_by_score_then_id_with_ranks_from_one(tmp_path: Path) -> None:
+def test_a_run_is_written_in_the_order_that_is_measured_with_ranks_from_one(tmp_path: Path) -> None:
     file = tmp_path / "sub" / "run.trec"
-    write_run(file, {"q2": {"b": 1.0, "a": 1.0, "c": 2.5}, "q1": {"z": -0.1}}, tag="mine")
+    write_run(file, {"q2": {"b": 1.0, "a": 1.0 + 1e-12, "c": 2.5}, "q1": {"z": -0.1}}, tag="mine")
     assert file.read_text().splitlines() == [
         "q2 Q0 c 1 2.5 mine",
-        "q2 Q0 a 2 1.0 mine",
-        "q2 Q0 b 3 1.0 mine",
+        "q2 Q0 b 2 1.0 mine",
+        "q2 Q0 a 3 1.000000000001 mine",
         "q1 Q0 z 1 -0.1 mine",
     ]
+    write_ranks(tmp_path / "board.tsv", file)
+    assert (tmp_path / "board.tsv").read_text().split()[:9] == ["q2", "c", "1", "q2", "b", "2", "q2", "a", "3"]
 
 
 identifiers = st.text(st.characters(exclude_categories=["Cs", "Z", "Cc"]), min_size=1, max_size=6).filter(

@@ -76,6 +76,9 @@ def test_files_as_dpr_has_them_are_read_whole(tmp_path: Path) -> None:
         tmp_path / "run.trec", tmp_path / "nq-test.qa.csv", f"dpr:{tmp_path}", ["top-1"], threads=1
     )
     assert by_folder["top-1"] == result["top-1"]
+    part = tmp_path / "psgs_w100_1.tsv"  # cut out of the middle: without the header
+    part.write_text((tmp_path / "psgs_w100.tsv").read_text().partition("\n")[2])
+    assert evaluate_answers(tmp_path / "run.trec", tmp_path / "nq-test.qa.csv", part, ["top-1"])["top-1"] == 1 / 3
 
 
 @pytest.mark.parametrize("chunks", [None, ChunkRules(4, 3, True, False)])
@@ -144,6 +147,11 @@ def test_what_is_missing_on_either_side_is_one_counted_warning_each(caplog: pyte
         "1 questions have an answer without a word, which is in every text (first: 'dot')",
         "1 passages of the run have no text given and hold nothing (first: 'gone')",
     ]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="ance_fast"):
+        result = evaluate_answers({"q": {"a": 1.0}}, {"q": ["The"]}, {"a": "x"}, ["top-2"], match="kilt")
+    assert result["top-2"] == 1.0
+    assert "1 questions have an answer without a word, which is in every text (first: 'q')" in caplog.messages
 
 
 def test_what_cannot_be_measured_is_refused() -> None:

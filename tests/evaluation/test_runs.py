@@ -37,6 +37,8 @@ def test_a_run_file_is_measured_by_its_documents(tmp_path: Path) -> None:
 def test_a_separator_that_no_id_holds_and_nan_are_refused() -> None:
     with pytest.raises(ConfigError, match="no document id of the run holds the separator '#', such as 'a'"):
         best_chunks({"p": {}, "q": {"a": 1.0}}, "#")
+    with pytest.raises(ConfigError, match="the separator of documents and chunks is empty"):
+        best_chunks({"q": {"a": 1.0}}, "")
     with pytest.raises(DataError, match="query 'q', document 'a#1': the score is NaN"):
         best_chunks({"q": {"a#0": 1.0, "a#1": math.nan}}, "#")
     with pytest.raises(ConfigError, match="run is a list; .* to_run"):

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from ance_fast.artifacts import seal
+from ance_fast.data.text_record import text_record
+from ance_fast.data.text_rules import released_tokenizer
 from ance_fast.errors import ArtifactError
 from ance_fast.index import Index
 
@@ -70,6 +72,25 @@ def test_the_manifest_says_what_the_index_is(saved: Path) -> None:
     assert {key: manifest[key] for key in expected} == expected
     assert manifest["versions"]["numpy"] == np.__version__
     assert set(manifest["files"]) == {"vectors.npy", "ids.arrow"}
+
+
+def test_an_index_knows_the_text_rules_of_its_documents(minilm: Path, corpus: np.ndarray, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    plain = AutoTokenizer.from_pretrained(minilm)
+    ruled = released_tokenizer(plain, "dpr,lower_case=false")
+    for made, other, wrong, remedy in (
+        (plain, ruled, "preset 'dpr,lower_case=false'", "leave --text-preset out"),
+        (ruled, plain, "the checkpoint's own rules", "say --text-preset dpr,lower_case=false"),
+    ):
+        index = Index.build(corpus)
+        index.text_record = text_record(made)
+        index.save(tmp_path / "index")
+        assert Index.load(tmp_path / "index", tokenizer=made).text_record == text_record(made)
+        with pytest.raises(ArtifactError, match=f"this encoder has .*{wrong}.*{remedy}"):
+            Index.load(tmp_path / "index", tokenizer=other)
+    Index.build(corpus).save(tmp_path / "index")  # as earlier releases, which recorded nothing
+    assert Index.load(tmp_path / "index", tokenizer=plain).text_record is None
 
 
 def test_an_empty_index_survives(tmp_path: Path) -> None:

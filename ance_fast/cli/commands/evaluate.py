@@ -35,8 +35,9 @@ def evaluate(
         ),
     ] = None,
     min_grade: Annotated[
-        int, typer.Option(min=1, help="Grade from which on binary measures count (TREC DL passages: 2).")
-    ] = 1,
+        int | None,
+        typer.Option(min=1, help="Grade from which on binary measures count (default: 1; TREC DL passages: 2)."),
+    ] = None,
     protocol: Annotated[str, typer.Option(help="trec, or msmarco: the official MRR with its checks.")] = "trec",
     holes: Annotated[bool, typer.Option("--holes", help="Share of unjudged documents in the first 10 and overall.")] = (
         False
@@ -50,11 +51,15 @@ def evaluate(
     passages: Annotated[
         str | None, typer.Option(help="Texts for --answers: psgs_w100.tsv, dpr:DIR, a token store, any data set.")
     ] = None,
-    match: Annotated[str, typer.Option(help="How an answer is found in a text: string, regex, kilt.")] = "string",
+    match: Annotated[
+        str | None, typer.Option(help="How an answer is found in a text: string (default), regex, kilt.")
+    ] = None,
     leaderboard: Annotated[
         Path | None, typer.Option(help="Write the run as `qid docid rank`; needs no judgements.")
     ] = None,
-    depth: Annotated[int, typer.Option(min=1, max=1000, help="Ranks a query of --leaderboard.")] = 1000,
+    depth: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Ranks a query of --leaderboard (default: 1000).")
+    ] = None,
     test: Annotated[str, typer.Option(help="Paired test against the first run: t, randomization, wilcoxon.")] = "t",
     json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
@@ -67,6 +72,9 @@ def evaluate(
     Example: ance-fast evaluate nq.trec --answers nq-test.qa.csv --passages psgs_w100.tsv
     """
     _refuse_contradictions(runs, qrels, answers, passages, protocol, holes, leaderboard)
+    _refuse_without(answers, "--match", match, "--answers FILE")
+    _refuse_without(qrels, "--min-grade", min_grade, "--qrels FILE")
+    _refuse_without(leaderboard, "--depth", depth, "--leaderboard FILE")
     refuse_missing_files(*runs, *(file for file in (qrels, answers) if file is not None))
     names = None if metrics is None else tuple(name.strip() for name in metrics.split(",") if name.strip())
     if names == ():
@@ -78,12 +86,12 @@ def evaluate(
     ]
     rows: list[dict[str, Any]] = [{"run": str(run)} for run in runs]
     if leaderboard is not None:
-        write_ranks(leaderboard, sources[0], depth)
+        write_ranks(leaderboard, sources[0], depth or 1000)
         rows[0]["leaderboard"] = str(leaderboard)
     if answers is not None:
-        _measure(rows, sources, _by_answers(answers, passages, names, match), test)
+        _measure(rows, sources, _by_answers(answers, passages, names, match or "string"), test)
     elif qrels is not None:
-        _measure(rows, sources, _by_judgements(qrels, names, protocol, min_grade), test)
+        _measure(rows, sources, _by_judgements(qrels, names, protocol, min_grade or 1), test)
         if holes:
             _add_holes(rows, sources, qrels)
     if json:
@@ -113,6 +121,11 @@ def _refuse_contradictions(
     if leaderboard is not None and len(runs) > 1:
         raise ConfigError(f"--leaderboard takes one run, not {len(runs)}")
     refuse_missing_data(passages if passages is not None and not Path(passages).is_file() else None)
+
+
+def _refuse_without(needed: object, option: str, given: object, needs: str) -> None:
+    if given is not None and needed is None:
+        raise ConfigError(f"{option} {given} goes with {needs}")
 
 
 def _by_judgements(qrels: Path, names: tuple[str, ...] | None, protocol: str, min_grade: int) -> Measure:

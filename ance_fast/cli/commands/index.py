@@ -96,6 +96,7 @@ def index(
                 )  # fmt: skip
         clock.stage("add")
     built.set_documents(document_separator or shards.document_separator)
+    built.text_record = shards.text_record
     built.save(output)
     clock.stage("write")
     result: dict[str, Any] = {

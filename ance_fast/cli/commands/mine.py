@@ -176,12 +176,12 @@ def _passages(
 
     fingerprint = encoder.fingerprint()
     if made is not None and read_manifest(made).get("kind") == "index":
-        index = Index.load(made, fingerprint=fingerprint)
+        index = Index.load(made, fingerprint=fingerprint, tokenizer=encoder.tokenizer)
         if metric not in (None, index.metric):
             raise ConfigError(f"{made}: compares by {index.metric}, not by {metric}; leave --metric out")
         return index
     if made is not None:
-        shards = EmbeddingShards.open(made, fingerprint=fingerprint)
+        shards = EmbeddingShards.open(made, fingerprint=fingerprint, tokenizer=encoder.tokenizer)
     else:
         place = output.with_name(output.name + ".embeddings")
         shards = encode_corpus(encoder, dataset.corpus, place, times=times, show_progress=True)

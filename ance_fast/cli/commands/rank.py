@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -38,6 +39,7 @@ def rank(
     num_layers: Annotated[int | None, typer.Option(min=1, help="Keep only the first layers.")] = None,
     max_query_length: Annotated[int | None, typer.Option(help="Tokens.")] = None,
     max_document_length: Annotated[int | None, typer.Option(help="Tokens.")] = None,
+    num_proc: Annotated[int, typer.Option(min=1, help="Processes that tokenise (1: the tokenizer's own threads).")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
     chunks: Chunks = None,
     text_preset: TextPreset = None,
@@ -45,6 +47,9 @@ def rank(
 ) -> None:
     """Rank passages by an encoder, exactly: all of them, or each query's candidates. Measures the run where there are
     judgements.
+
+    Vectors of all passages are in memory; their tokens lie beside RUN while it ranks. What is to be kept, resumed or
+    shared between processes is made by tokenize, encode, index and search.
 
     Example: ance-fast rank beir:scifact -m intfloat/e5-small-v2 -o e5.trec
 
@@ -71,7 +76,12 @@ def rank(
         text_preset=text_preset,
     )
     cut_documents(encoder, chunks, max_length=max_document_length)
-    run = _full(encoder, dataset, k or 100) if candidates is None else _again(encoder, dataset, candidates, k)
+    if candidates is not None:
+        run = _again(encoder, dataset, candidates, k)
+    else:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f"{output.name}.tokens-", dir=output.parent) as place:
+            run = _full(encoder, dataset, k or 100, Path(place) / "tokens", num_proc)
     write_run(output, run, Path(model).name)
     result = dict(ance_fast.evaluate(run, dataset.qrels, names)) if dataset.qrels else {}
     if json:
@@ -82,7 +92,7 @@ def rank(
         print(f"{output}: {len(run):,} queries; nothing to measure by")
 
 
-def _full(encoder: Encoder, dataset: Dataset, k: int) -> Run:
+def _full(encoder: Encoder, dataset: Dataset, k: int, tokens: Path, num_proc: int) -> Run:
     """The k best passages, or documents where the encoder cuts them into chunks, of each query."""
     from ance_fast.data import TokenStore
     from ance_fast.encoding import encode_matrix
@@ -91,21 +101,23 @@ def _full(encoder: Encoder, dataset: Dataset, k: int) -> Run:
     from ance_fast.index import Index
     from ance_fast.progress import progress_bar
 
-    documents = list(dataset.corpus)
-    store = TokenStore.from_texts(
-        [document.full_text for document in documents],
+    store = TokenStore.build(
+        dataset.corpus,
         encoder.tokenizer,
-        ids=[document.id for document in documents],
+        tokens,
         max_length=encoder.max_document_length,
         prompt=encoder.document_prompt,
         chunks=encoder.chunks,
+        num_proc=num_proc,
+        keep_text=False,
+        show_progress=True,
     )
     with progress_bar("encoding passages", len(store), "passages") as advance:
         passages = encode_matrix(
             encoder, store, batch_tokens=measured_budget(encoder, store), on_batch=batches_on(advance)
         )
     metric = "cosine" if encoder.layout.similarity == "cosine" else "ip"
-    index = Index.build(passages, store.ids, metric=metric)
+    index = Index.over(passages, store.ids, metric=metric, check=False)  # the pipeline has checked it
     queries = encoder.encode_query(list(dataset.queries.values()))
     return index.search_documents(queries, k, documents=store.chunked).to_run(list(dataset.queries))
 

@@ -150,7 +150,7 @@ def search(
 def open_collection(
     run: Path, model: str | None, store: Path | None, device: str = "auto", text_preset: str | None = None
 ) -> Collection:
-    """Load encoder, index and texts; refuses an index made by another encoder (`ArtifactError`)."""
+    """Load encoder, index and texts; refuses an index of another encoder or text preset (`ArtifactError`)."""
     whole = (run / "index").is_dir() and (run / "final").is_dir()
     if not whole and model is None:
         raise ConfigError(f"{run}: not the folder of a finished run; for an index folder say --model CHECKPOINT")
@@ -159,9 +159,10 @@ def open_collection(
     from ance_fast.models import Encoder
 
     encoder = Encoder.load(model or str(run / "final"), device=device, dtype="float32", text_preset=text_preset)
-    index = Index.load(run / "index" if whole else run, fingerprint=encoder.fingerprint())
-    place = store or (run / "passages" if whole else None)
-    return Collection(encoder, index, TokenStore.open(place, verify=False) if place is not None else None)
+    place = run / "index" if whole else run
+    index = Index.load(place, fingerprint=encoder.fingerprint(), tokenizer=encoder.tokenizer)
+    texts = store or (run / "passages" if whole else None)
+    return Collection(encoder, index, TokenStore.open(texts, verify=False) if texts is not None else None)
 
 
 def _typed() -> Iterator[str]:
