@@ -67,6 +67,12 @@ def _read_msmarco_docs(path: str, split: str | None, options: Options) -> Datase
     return read_msmarco_docs(path, split, separator=separator, max_characters=_number(options, "max_characters", 10000))
 
 
+def _read_top1000(path: str, split: str | None, options: Options) -> Dataset:
+    if split not in (None, "top1000"):
+        raise DataError(f"top1000:{path}: is one set of queries, without a split {split!r}; leave the split out")
+    return read_top1000(path, **options)
+
+
 def _number(options: Options, name: str, default: int) -> int:
     text = options.get(name, str(default))
     if not text.isdecimal():
@@ -121,7 +127,7 @@ FORMS: dict[str, Form] = {
     ),
     "top1000": Form(
         "top1000:FILE",
-        lambda path, split, options: read_top1000(path, **options),
+        _read_top1000,
         "top1000",
         ("qrels",),
         lambda path: list_files(path),
@@ -177,6 +183,11 @@ def load_corpus(spec: str | Path) -> Corpus:
 def open_passages(spec: str | Path) -> TokenStore | Corpus:
     """What `spec` names: a token store, opened, or the corpus of a data set. Raises `ArtifactError`, `DataError`."""
     return TokenStore.open(spec, verify=False) if _is_store(spec) else load_corpus(spec)
+
+
+def form_of(spec: str | Path) -> str:
+    """The form (a name in `FORMS`) that `spec` is read as. Raises `DataError` where it is not known or recognised."""
+    return _resolve(spec)[0]
 
 
 def refuse_missing(spec: str | Path) -> None:

@@ -154,8 +154,8 @@ def write_ance_embeddings(
     passages, as in `import_ance_embeddings`). Without it a row's record is its place here, or with chunks its
     document's. form: "npy" or "pb".
 
-    Raises `ConfigError`; `DataError` where the cache lacks an id or has more records; `ArtifactError` for other files of
-    this part and step in the folder, which readers would mix with these.
+    Raises `ConfigError`; `DataError` where the cache lacks an id or has more records; `ArtifactError` for other files
+    of this part and step in the folder, which readers would mix with these.
     """
     if part not in PARTS or form not in ("npy", "pb") or ranks < 1 or step < 0:
         raise ConfigError(f"part={part!r}, form={form!r}, ranks={ranks}, step={step}: no such embeddings")

@@ -402,6 +402,18 @@ def test_tokenize_writes_the_files_of_microsoft_ance_and_reads_them_again(
     assert all(len(found) == 5 for found in read_run(answered).values())
     bad = run("tokenize", wiki, "-m", model, "-o", tokens, "--split", "train", status=2)
     assert "only --format ance has a place for" in bad.stderr
+    longer = ("--max-length", 600, "--json")
+    bad = run("tokenize", wiki, "-m", model, "-o", tmp_path / "long", *longer, status=2)
+    assert "--max-length 600: the model takes" in bad.stderr
+    maxp = run("tokenize", wiki, "-m", model, "-o", tmp_path / "long", *longer, "--format", "ance", "--split", "dev=x")
+    assert last_json(maxp)["max_length"] == 600
+    assert (tmp_path / "long" / "x-qrel.tsv").read_bytes() == (cache / "dev-qrel.tsv").read_bytes()
+    (tmp_path / "preprocessed.tokens").rename(tmp_path / "gone")
+    bad = run("tokenize", wiki, "-m", model, "-o", cache, "--format", "ance", status=1)
+    assert "holds other passages" in bad.stderr
+    bad = run("tokenize", wiki, "-m", model, "-o", tmp_path / "new", "--format", "ance", "--split", "nope", status=1)
+    assert "nope" in bad.stderr
+    assert not list(tmp_path.glob("new*"))
     with open(cache / "passages", "r+b") as file:
         file.truncate(file.seek(0, 2) - 3)
     cut = run("tokenize", cache, "-m", model, "-o", tmp_path / "other", *lengths, status=1)
