@@ -52,7 +52,8 @@ def read_ance_cache(
     `train-data`), in the folder or by its path, whose negatives the data set brings.
 
     Raises `DataError` with file and byte or line: missing or malformed files, records cut short, mappings that do not
-    fit. Judgements of records that are not there are counted in one warning and left out.
+    fit, negatives whose positives are other queries'. Judgements of records that are not there are counted in one
+    warning and left out.
     """
     folder = Path(path)
     records = RecordFile(folder / PASSAGES)
@@ -72,7 +73,7 @@ def read_ance_cache(
         qrels = qrels_from_judgements(judged, partial(_judgements, names=names))
         what = "judgements name a record that is not there and are left out"
         warn_counted(logger, names.lost, what, f"{judged}:{names.first_lost}")
-    given = None if negatives is None else _negatives(folder, negatives, names)
+    given = None if negatives is None else _negatives(folder, negatives, names, qrels)
     return Dataset(folder.name, corpus, TokenQueries(asked), qrels, split, given, query_tokens=asked)
 
 
@@ -140,13 +141,21 @@ def _numbered(path: Path) -> Iterator[tuple[int, int, int, str]]:
         yield line, int(query), int(passage), rest
 
 
-def _negatives(folder: Path, name: str, names: _Names) -> dict[str, list[str]]:
+def _negatives(folder: Path, name: str, names: _Names, qrels: Qrels) -> dict[str, list[str]]:
     file = folder / name if (folder / name).is_file() else Path(name)
     data = read_ann_training_data(file)
     found: dict[str, list[str]] = {}
     outside = 0
     for line, query in enumerate(_records(file, data.queries.tolist(), names)):
         records = data.of(line).tolist()
+        positive = int(data.positives[line])
+        if query < names.queries and positive < names.passages:
+            judged = qrels.get(names.query(query))
+            if judged and names.passage(positive) not in judged:
+                raise DataError(
+                    f"{file}: entry {line + 1}: record {positive} is no positive of query record {query}: the file "
+                    "numbers the questions of another set, or the records of another cache"
+                )
         known = [record for record in records if record < names.passages]
         outside += len(records) - len(known) if query < names.queries else 1
         if known and query < names.queries:

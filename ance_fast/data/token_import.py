@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ance_fast.artifacts import open_artifact, refuse_foreign, seal, staged_artifact
+from ance_fast.artifacts import open_artifact, refuse_foreign, staged_artifact
 from ance_fast.data.chunks import Chunker, ChunkRules
 from ance_fast.data.token_build import KIND, store_manifest
 from ance_fast.data.token_corpus import TokenCorpus
@@ -61,7 +61,7 @@ def import_tokens(
         return target
     rows = max(1, min(1 << 16, _SHARD_IDS // corpus.records.length))
     manifest: dict[str, Any] = {}
-    with staged_artifact(target, KIND, manifest) as folder:
+    with staged_artifact(target, KIND, manifest, accept) as folder:
         parts = [range(start, min(start + rows, len(corpus))) for start in range(0, len(corpus), rows)]
         infos: list[ShardInfo] = []
         with progress_bar("copying", len(corpus), "passages") if show_progress else nullcontext(_unseen) as advance:
@@ -69,9 +69,6 @@ def import_tokens(
                 infos.append(info)
                 advance(len(part))
         manifest |= store_manifest(infos, source.recipe, tokenizer, content) | {"shard_rows": rows}
-        if accept is not None:
-            seal(folder, KIND, manifest)
-            accept(folder)
     return target
 
 

@@ -413,6 +413,9 @@ def test_tokenize_writes_the_files_of_microsoft_ance_and_reads_them_again(
     assert "holds other passages" in bad.stderr
     bad = run("tokenize", wiki, "-m", model, "-o", tmp_path / "new", "--format", "ance", "--split", "nope", status=1)
     assert "nope" in bad.stderr
+    (tmp_path / "psgs_w100.tsv").write_text("id\ttext\ttitle\n1\tx\ty\n")
+    bad = run("tokenize", f"dpr:{tmp_path}", "-m", model, "-o", tmp_path / "new", "--format", "ance", status=2)
+    assert "which are not written" in bad.stderr
     assert not list(tmp_path.glob("new*"))
     with open(cache / "passages", "r+b") as file:
         file.truncate(file.seek(0, 2) - 3)

@@ -129,9 +129,13 @@ def test_two_sets_of_questions_are_each_counted_from_0(folder: Path, tokenizer: 
             load_dataset(f"ance-cache:{folder}?negatives=train-data")
         (folder / name).write_text(kept)
     # Mined negatives come in any order.
-    (folder / "ann_training_data_0").write_text("2\t0\t1\n0\t1\t0\n1\t2\t0\n")
+    (folder / "ann_training_data_0").write_text("2\t2\t1\n0\t0\t1\n1\t1\t0\n")
     data = load_dataset(f"ance-cache:{folder}?negatives=ann_training_data_0")
-    assert data.negatives == {"2": ["3"], "0": ["70"], "1": ["70"]}
+    assert data.negatives == {"2": ["3"], "0": ["3"], "1": ["70"]}
+    # The second set's own file, which counts from 0 too.
+    (folder / "train-data-trivia").write_text("0\t2\t0\n")
+    with pytest.raises(DataError, match="train-data-trivia: entry 1: record 2 is no positive of query record 0"):
+        load_dataset(f"ance-cache:{folder}?negatives=train-data-trivia")
 
 
 def test_judgements_of_records_that_are_not_there_are_counted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
