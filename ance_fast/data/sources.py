@@ -67,12 +67,6 @@ def _read_msmarco_docs(path: str, split: str | None, options: Options) -> Datase
     return read_msmarco_docs(path, split, separator=separator, max_characters=_number(options, "max_characters", 10000))
 
 
-def _read_top1000(path: str, split: str | None, options: Options) -> Dataset:
-    if split not in (None, "top1000"):
-        raise DataError(f"top1000:{path}: is one set of queries, without a split {split!r}; leave the split out")
-    return read_top1000(path, **options)
-
-
 def _number(options: Options, name: str, default: int) -> int:
     text = options.get(name, str(default))
     if not text.isdecimal():
@@ -127,7 +121,8 @@ FORMS: dict[str, Form] = {
     ),
     "top1000": Form(
         "top1000:FILE",
-        _read_top1000,
+        # It is one set of queries: commands that ask for a split by default get them.
+        lambda path, split, options: read_top1000(path, **options),
         "top1000",
         ("qrels",),
         lambda path: list_files(path),

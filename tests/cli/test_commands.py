@@ -433,6 +433,7 @@ def test_embeddings_go_to_microsoft_ances_files_and_come_back(
         f"passage_30__{kind}_p__data_obj_{rank}.npy" for kind in ("emb", "embid") for rank in (0, 1)
     ]
     assert "say with --model" in run("convert-embeddings", theirs, back, status=2).stderr
+    assert "name it (--cache)" in run("convert-embeddings", made, theirs, "--prefix", "D", status=2).stderr
     assert "leave --model out" in run("convert-embeddings", made, theirs, "-m", model, status=2).stderr
     assert last_json(run("convert-embeddings", theirs, back, "-m", model, "--json"))["rows"] == 400
     run("index", back, "-o", index)
