@@ -20,7 +20,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -91,11 +91,17 @@ def create_once(path: Path, data: bytes, *, durable: bool = True, point: str = "
 
 
 @contextmanager
-def staged_artifact(path: str | os.PathLike[str], kind: str, manifest: dict[str, Any]) -> Iterator[Path]:
+def staged_artifact(
+    path: str | os.PathLike[str],
+    kind: str,
+    manifest: dict[str, Any],
+    accept: Callable[[Path], None] | None = None,
+) -> Iterator[Path]:
     """Build the artifact `path` of type `kind`.
 
     Yields the directory to write into. Entries may be added to `manifest` until the block ends. An artifact of the same
-    kind at `path` is replaced; anything else there is refused, because it is not ours to delete.
+    kind at `path` is replaced; anything else there is refused, because it is not ours to delete. accept: sees the whole
+    artifact before it takes its place; what it raises keeps that from happening.
     """
     target = Path(path)
     refuse_foreign(target, kind)
@@ -107,6 +113,8 @@ def staged_artifact(path: str | os.PathLike[str], kind: str, manifest: dict[str,
         try:
             yield staging
             seal(staging, kind, manifest)
+            if accept is not None:
+                accept(staging)
             publish(staging, target)
         finally:
             shutil.rmtree(staging, ignore_errors=True)

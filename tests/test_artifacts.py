@@ -267,3 +267,17 @@ def test_what_has_come_to_the_place_meanwhile_is_not_replaced(tmp_path):
         (tmp_path / "made" / "theirs").write_text("theirs")
     assert (tmp_path / "made" / "theirs").read_text() == "theirs"
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_what_is_about_to_take_its_place_can_be_refused(tmp_path: Path) -> None:
+    target = tmp_path / "made"
+    make(target)
+
+    def refuse(folder: Path) -> None:
+        assert open_artifact(folder, "thing")["note"] == 2
+        raise ConfigError("not this one")
+
+    with pytest.raises(ConfigError), staged_artifact(target, "thing", {"note": 2}, refuse):
+        pass
+    assert open_artifact(target, "thing")["note"] == 1
+    assert list(tmp_path.iterdir()) == [target]

@@ -4,18 +4,22 @@
     pid2offset.pickle, qid2offset.pickle       id -> record, a pickled dictionary
     pid2offset                                 id <tab> record, in DPR's folders
     train-qrel.tsv, dev-qrel.tsv               query record <tab> passage record <tab> grade
-    train-ann, dev-ann, ...                    query record <tab> passage record <tab> Python list of answers
+    train-ann, dev-ann, ...                    query record <tab> passage record <tab> Python list of answers (not read:
+                                               without texts there is nothing to look for them in)
     train-data, ann_training_data_N            query record <tab> passage record <tab> negative,negative,...
+
+Of DPR's two sets of questions in one folder, the second's numbers begin again at 0: then lines count, as records do.
 
 Records are not in the order of the original files, so passages get their ids back by way of `pid2offset`; without it
 they are called by their numbers. `qid2offset.pickle` is written twice, dev over train: dev queries get their ids back,
-train queries are called by their numbers. Document ids have lost their "D" (`?prefix=D` gives it back).
-Source: github.com/microsoft/ANCE (Xiong et al. 2021).
+train queries are called by their numbers, unless there are no dev queries. Document ids have lost their "D"
+(`?prefix=D` gives it back). Source: github.com/microsoft/ANCE (Xiong et al. 2021).
 """
 
 from __future__ import annotations
 
 import logging
+from array import array
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -26,7 +30,6 @@ import pyarrow.compute as pc
 
 from ance_fast.data.ance_files import read_ann_training_data
 from ance_fast.data.dataset import Dataset
-from ance_fast.data.open_qa import parse_answers
 from ance_fast.data.plain_pickle import read_number_pairs
 from ance_fast.data.qrels import Judgement, Qrels, qrels_from_judgements
 from ance_fast.data.record_file import RecordFile
@@ -49,7 +52,8 @@ def read_ance_cache(
     `train-data`), in the folder or by its path, whose negatives the data set brings.
 
     Raises `DataError` with file and byte or line: missing or malformed files, records cut short, mappings that do not
-    fit. Judgements of records that are not there are counted in one warning and left out.
+    fit, negatives whose positives are other queries'. Judgements of records that are not there are counted in one
+    warning and left out.
     """
     folder = Path(path)
     records = RecordFile(folder / PASSAGES)
@@ -69,13 +73,8 @@ def read_ance_cache(
         qrels = qrels_from_judgements(judged, partial(_judgements, names=names))
         what = "judgements name a record that is not there and are left out"
         warn_counted(logger, names.lost, what, f"{judged}:{names.first_lost}")
-    given = None if negatives is None else _negatives(folder, negatives, names)
+    given = None if negatives is None else _negatives(folder, negatives, names, qrels)
     return Dataset(folder.name, corpus, TokenQueries(asked), qrels, split, given, query_tokens=asked)
-
-
-def read_cache_answers(path: str | Path) -> dict[str, list[str]]:
-    """Query record, as text -> answers, of `train-ann` or its like. Raises `DataError` with file and line."""
-    return {str(query): parse_answers(rest, f"{path}:{line}") for line, query, _, rest in _numbered(Path(path))}
 
 
 class _Names:
@@ -101,39 +100,62 @@ class _Names:
 def _judgements(path: Path, names: _Names) -> Iterator[Judgement]:
     graded = path.name.endswith(".tsv")
     lines = list(_numbered(path))
-    # Both sets of questions in one file, each counted from 0: then lines count, as records do.
-    numbers = {query for _, query, _, _ in lines}
-    by_line = not graded and len(numbers) < len(lines) == names.queries
-    for place, (line, query, passage, rest) in enumerate(lines):
+    asked = [query for _, query, _, _ in lines]
+    for (line, _, passage, rest), query in zip(lines, asked if graded else _records(path, asked, names), strict=True):
         grade = 1
         if graded:
             try:
                 grade = int(rest)
             except ValueError:
                 raise DataError(f"{path}:{line}: grade {rest!r} is not an integer") from None
-        query = place if by_line else query
         if query >= names.queries or passage >= names.passages:
             names.lose(line)
         else:
             yield Judgement(line, names.query(query), names.passage(passage), grade)
 
 
+def _records(path: Path, queries: list[int], names: _Names) -> list[int]:
+    """The record of each line's query: its number, or its line where several sets are counted from 0 one by one.
+
+    Raises `DataError` for several sets that are not as many lines as there are queries.
+    """
+    steps = np.diff(np.array(queries, dtype=np.int64), prepend=-1)
+    again = np.flatnonzero((np.array(queries) == 0) & (steps != 1))
+    # Negatives that were mined come in any order, judgements may come several to a query: those count records.
+    if not len(again) or not ((steps == 1) | (np.array(queries) == 0)).all():
+        return queries
+    if len(queries) != names.queries:
+        raise DataError(
+            f"{path}: after {again[0]} lines numbers begin again at 0, so that each line is to be a record, but there "
+            f"are {len(queries)} lines and {names.queries} queries: files of several folders are mixed"
+        )
+    return list(range(len(queries)))
+
+
 def _numbered(path: Path) -> Iterator[tuple[int, int, int, str]]:
     """(Line, query record, passage record, third column)."""
     for line, (query, passage, rest) in read_columns(path, 3):
         for what, field in (("query", query), ("passage", passage)):
-            if not (field.isascii() and field.isdecimal()):
-                raise DataError(f"{path}:{line}: {what} {field!r} is not the number of a record")
+            if not _is_number(field):
+                raise DataError(f"{path}:{line}: {what} {field[:60]!r} is not the number of a record")
         yield line, int(query), int(passage), rest
 
 
-def _negatives(folder: Path, name: str, names: _Names) -> dict[str, list[str]]:
+def _negatives(folder: Path, name: str, names: _Names, qrels: Qrels) -> dict[str, list[str]]:
     file = folder / name if (folder / name).is_file() else Path(name)
     data = read_ann_training_data(file)
     found: dict[str, list[str]] = {}
     outside = 0
-    for line, query in enumerate(data.queries.tolist()):
+    for line, query in enumerate(_records(file, data.queries.tolist(), names)):
         records = data.of(line).tolist()
+        positive = int(data.positives[line])
+        if query < names.queries and positive < names.passages:
+            judged = qrels.get(names.query(query))
+            if judged and names.passage(positive) not in judged:
+                raise DataError(
+                    f"{file}: entry {line + 1}: record {positive} is no positive of query record {query}: the file "
+                    "numbers the questions of another set, or the records of another cache"
+                )
         known = [record for record in records if record < names.passages]
         outside += len(records) - len(known) if query < names.queries else 1
         if known and query < names.queries:
@@ -175,16 +197,22 @@ def _of_records(file: Path, read: Callable[[Path], tuple[np.ndarray, np.ndarray]
 
 def _text_pairs(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """(ids, records) of `id <tab> record` lines, int64."""
-    pairs: list[tuple[int, int]] = []
+    pairs = array("q")
     for line, fields in read_columns(path, 2):
-        if not all(field.isascii() and field.strip().isdecimal() for field in fields):
+        if not all(_is_number(field.strip()) for field in fields):
             raise DataError(f"{path}:{line}: expected `id <tab> record`, two numbers")
-        pairs.append((int(fields[0]), int(fields[1])))
-    numbers = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-    again = np.flatnonzero(np.diff(np.sort(numbers[:, 0])) == 0)
+        pairs.extend(map(int, fields))
+    numbers = np.frombuffer(pairs, dtype=np.int64).reshape(-1, 2)
+    ordered = np.sort(numbers[:, 0])
+    again = np.flatnonzero(np.diff(ordered) == 0)
     if len(again):
-        raise DataError(f"{path}: id {np.sort(numbers[:, 0])[again[0]]} comes twice; ids must be unique")
+        raise DataError(f"{path}: id {ordered[again[0]]} comes twice; ids must be unique")
     return numbers[:, 0], numbers[:, 1]
+
+
+def _is_number(text: str) -> bool:
+    # As many digits as fit 64 bits, whatever they are.
+    return text.isascii() and text.isdecimal() and len(text) <= 18
 
 
 def _ids(numbers: np.ndarray, prefix: str) -> pa.Array:

@@ -79,7 +79,7 @@ def read_ann_training_data(path: str | Path) -> AnnTrainingData:
             queries.append(int(query))
             positives.append(int(positive))
             negatives.extend(map(int, rest.split(",")) if rest else ())
-        except OverflowError:
+        except (OverflowError, ValueError):  # ValueError: thousands of digits
             raise DataError(f"{path}:{number}: an offset does not fit 64 bits") from None
         offsets.append(len(negatives))
     if number and not _ends_line(path):

@@ -8,7 +8,8 @@
 Each plain, `.gz` or `.zst`, under DPR's names (`biencoder-nq-train.json`, `nq-test.qa.csv`) or microsoft/ANCE's
 (`nq-train.json`, `nq-test.csv`). What is encoded of a passage is `title [SEP] text`, which BERT's tokenizer turns into
 the pair of segments that DPR encodes; the separator is part of the title here, so that a text stays what answers are
-looked for in. Questions lose a question mark at their end. Source: github.com/facebookresearch/DPR.
+looked for in. Questions lose a question mark at their end. A question without an id is called by its number in the
+file; `DPR_data.py` counts only those that have a positive and a hard negative. Source: github.com/facebookresearch/DPR.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 from ance_fast.data.dataset import Corpus, Dataset
 from ance_fast.data.input_files import find_file, has_file
 from ance_fast.data.json_array import read_json_objects
-from ance_fast.data.open_qa import Question, csv_fields, question_of, read_questions, without_mark
+from ance_fast.data.open_qa import Question, csv_fields, question_of, read_questions, refuse_again, without_mark
 from ance_fast.data.qrels import Judgement, Qrels
 from ance_fast.data.records import Document
 from ance_fast.data.text_lines import read_lines, warn_counted
@@ -63,7 +64,8 @@ def read_dpr(
     empty for none. positives: "first" judges the first positive context of a question alone, as DPR and microsoft/ANCE
     train; "all" every one. Questions without a positive context are left out of a JSON split, counted in a warning.
 
-    Raises `DataError`: a missing file (the message lists what was looked for), malformed lines; `ConfigError`.
+    Raises `DataError`: a missing file (the message lists what was looked for), malformed lines, an id that comes twice,
+    a split in which no question has a positive context; `ConfigError`.
     """
     if positives not in ("first", "all"):
         raise ConfigError(f'positives must be "first" or "all", not {positives!r}')
@@ -78,6 +80,8 @@ def read_dpr(
     found = _Found({}, Qrels(), {}, {})
     for name, file in files.items():
         found = _added(found, file, f"{name}-" if len(files) > 1 else "", plain, None if positives == "all" else 1)
+    if not found.queries:
+        raise DataError(f"{', '.join(map(str, files.values()))}: no question, or none with a positive passage")
     return Dataset(
         folder.name, corpus, found.queries, found.qrels, split, found.negatives or None, answers=found.answers
     )
@@ -142,7 +146,9 @@ def _added(found: _Found, file: Path, prefix: str, plain: Callable[[str], str], 
     # Of several files, messages can name the lines of none.
     qrels = found.qrels if prefix else Qrels(path=file, reread=judgements)
     without, first_without = 0, 0
+    first: dict[str, int] = {}
     for example in read_dpr_examples(file):
+        refuse_again(first, example.question, file)
         if not example.positives:
             without += 1
             first_without = first_without or example.question.line

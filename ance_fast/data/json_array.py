@@ -1,7 +1,7 @@
 """A JSON file that is one array of objects, object by object: DPR's training files are several gigabytes long.
 
-A piece of the file is held at a time; where it ends inside an object, twice as much is read and that object is parsed
-again, so that each byte is looked at a few times at most.
+A piece of the file is held at a time, however long its lines are; where it ends inside an object, twice as much is read
+and that object is parsed again, so that each byte is looked at a few times at most.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ance_fast.data.text_lines import parse_json, read_lines, refuse_surrogates
+from ance_fast.data.text_lines import parse_json, read_blocks, read_lines, refuse_surrogates, too_long
 from ance_fast.errors import DataError
 
 _PIECE = 1 << 20
@@ -57,7 +57,7 @@ class _Text:
     def __init__(self, path: str | Path) -> None:
         self.path = path
         self.line = 1
-        self._lines = read_lines(path)
+        self._blocks = read_blocks(path, _PIECE)
         self._held = ""
         self._at = 0
         self._decoder = json.JSONDecoder()
@@ -97,6 +97,8 @@ class _Text:
                 if not self._read(piece):
                     raise DataError(f"{self.path}:{line}: not JSON ({error.msg}); is the file whole?") from error
                 piece *= 2
+            except ValueError as error:
+                raise too_long(self.path, self.line) from error
             except RecursionError:
                 raise DataError(f"{self.path}:{self.line}: JSON nested too deeply") from None
         if self._held.find("\\ud", self._at, end) >= 0 or self._held.find("\\uD", self._at, end) >= 0:
@@ -109,9 +111,9 @@ class _Text:
         """Hold at least so many characters more, if there are so many; false at the file's end."""
         pieces = [self._held[self._at :]]
         room = characters
-        for _, line in self._lines:
-            pieces.append(line + "\n")
-            room -= len(line) + 1
+        for block in self._blocks:
+            pieces.append(block)
+            room -= len(block)
             if room <= 0:
                 break
         self._held, self._at = "".join(pieces), 0

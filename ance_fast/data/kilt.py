@@ -6,12 +6,15 @@
 
 Each plain, `.gz` or `.zst`. A paragraph that is not blank is a passage, with the page's title; its id is
 `wikipedia_id#paragraph`, so that what stands before `#` is the page, by which KILT counts. Every paragraph of a
-provenance is relevant. Source: github.com/facebookresearch/KILT (Petroni et al., NAACL 2021).
+provenance is relevant; one that names a page alone judges nothing. Source: github.com/facebookresearch/KILT (Petroni et
+al., NAACL 2021).
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +24,10 @@ from ance_fast.data.input_files import COMPRESSED, find_file
 from ance_fast.data.open_qa import read_questions
 from ance_fast.data.qrels import Judgement, Qrels, qrels_from_judgements
 from ance_fast.data.records import Document
-from ance_fast.data.text_lines import read_json_lines
+from ance_fast.data.text_lines import read_json_lines, warn_counted
 from ance_fast.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 PAGES = ("kilt_knowledgesource.json", "kilt_knowledgesource.jsonl")
 
@@ -32,7 +37,7 @@ def read_kilt(path: str | Path, split: str | None = "dev", *, task: str | None =
 
     split: train, dev or test (which has questions alone); None: the corpus alone. task: the beginning of the file's
     name ("nq", "triviaqa-train_id", ...), needed where there are several. Raises `DataError`: missing files (the
-    message lists the tasks there are), malformed lines.
+    message lists the tasks there are), malformed lines. Provenances without paragraphs are counted in one warning.
     """
     folder = Path(path)
     corpus = Corpus(find_file(folder, *PAGES), page_lines, folder.name)
@@ -40,11 +45,15 @@ def read_kilt(path: str | Path, split: str | None = "dev", *, task: str | None =
         return Dataset(folder.name, corpus, {}, Qrels())
     file = _task_file(folder, split, task)
     questions = list(read_questions(file))
+    pages: list[int] = []
+    qrels = qrels_from_judgements(file, partial(provenance_lines, pages=pages))
+    what = "provenances name a page and no paragraph, and judge nothing"
+    warn_counted(logger, len(pages), what, f"{file}:{pages[0] if pages else 0}")
     return Dataset(
         folder.name,
         corpus,
         {question.id: question.text for question in questions},
-        qrels_from_judgements(file, provenance_lines),
+        qrels,
         split,
         answers={question.id: question.answers for question in questions},
     )
@@ -63,14 +72,20 @@ def page_lines(path: Path) -> Iterator[tuple[int, Document]]:
                 yield line, Document(f"{identifier}#{number}", paragraph.strip(), title)
 
 
-def provenance_lines(path: Path) -> Iterator[Judgement]:
-    """The paragraphs each question's answers come from, grade 1, each once. Raises `DataError` with file and line."""
+def provenance_lines(path: Path, pages: list[int] | None = None) -> Iterator[Judgement]:
+    """The paragraphs each question's answers come from, grade 1, each once. Raises `DataError` with file and line.
+
+    pages: gets the line of each provenance that names no paragraph.
+    """
     for question, (line, value) in zip(read_questions(path), read_json_lines(path), strict=True):
         where = f"{path}:{line}"
         passages: dict[str, None] = {}
-        for output in value.get("output") or []:
-            for place in (output.get("provenance") or []) if isinstance(output, dict) else []:
-                passages.update(dict.fromkeys(_paragraphs(place, where)))
+        for output in _list(value, "output", where):
+            for place in _list(output, "provenance", where) if isinstance(output, dict) else []:
+                paragraphs = _paragraphs(place, where)
+                passages.update(dict.fromkeys(paragraphs))
+                if pages is not None and not paragraphs:
+                    pages.append(line)
         yield from (Judgement(line, question.id, passage, 1) for passage in passages)
 
 
@@ -78,11 +93,20 @@ def _paragraphs(place: Any, where: str) -> list[str]:
     if not isinstance(place, dict):
         raise DataError(f"{where}: a provenance must be an object, not {type(place).__name__}")
     page = id_field(place, "wikipedia_id", where)
-    first = place.get("start_paragraph_id", 0)
-    last = place.get("end_paragraph_id", first)
+    first, last = place.get("start_paragraph_id"), place.get("end_paragraph_id")
+    if first is None and last is None:
+        return []
+    last = first if last is None else last
     if not (type(first) is type(last) is int and 0 <= first <= last < first + 10_000):
         raise DataError(f"{where}: paragraphs {first!r} to {last!r} of page {page} are no range of numbers")
     return [f"{page}#{number}" for number in range(first, last + 1)]
+
+
+def _list(value: dict[str, Any], name: str, where: str) -> list[Any]:
+    found = value.get(name) or []
+    if not isinstance(found, list):
+        raise DataError(f"{where}: `{name}` must be a list, not {type(found).__name__}")
+    return found
 
 
 def _task_file(folder: Path, split: str, task: str | None) -> Path:

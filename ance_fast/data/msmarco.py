@@ -1,6 +1,7 @@
 """MS MARCO passage folders: `collection.tsv`, `queries.{split}.tsv`, `qrels.{split}.tsv`, triples; compressed or not.
 
-collection.tsv and queries: `id <tab> text`. qrels: four columns. The splits that come in a small version, such as
+collection.tsv and queries: `id <tab> text`; what a further tab leads in is left out, counted in a warning, as
+microsoft/ANCE leaves it out. qrels: four columns. The splits that come in a small version, such as
 `qrels.dev.small.tsv`, are found under their short name ("dev") where the large file is absent. TREC's test queries have
 names of their own (`msmarco-test2019-queries.tsv`, `2019qrels-pass.txt`): splits "test2019" and "test2020". The split
 "eval" has queries alone, whose labels only the leaderboard knows.
@@ -8,6 +9,7 @@ names of their own (`msmarco-test2019-queries.tsv`, `2019qrels-pass.txt`): split
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +18,10 @@ from ance_fast.data.dataset import Corpus, Dataset, collect_queries
 from ance_fast.data.input_files import COMPRESSED, find_file, has_file
 from ance_fast.data.qrels import Qrels, read_qrels
 from ance_fast.data.records import Document, IdTriple, Query, TextTriple
-from ance_fast.data.text_lines import read_columns
+from ance_fast.data.text_lines import read_columns, warn_counted
 from ance_fast.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 UNLABELLED = "eval"
 _OTHER_QUERIES = {year: (f"msmarco-{year}-queries.tsv",) for year in ("test2019", "test2020")}
@@ -97,7 +101,18 @@ def read_query_lines(path: Path) -> Iterator[tuple[int, Query]]:
 
 
 def _pairs(path: Path) -> Iterator[tuple[int, tuple[str, str]]]:
-    for line, (identifier, text) in read_columns(path, 2):
+    for line, (identifier, text) in without_more(read_columns(path, 2), path):
         if not identifier:
             raise DataError(f"{path}:{line}: empty id")
         yield line, (identifier, text)
+
+
+def without_more(lines: Iterator[tuple[int, list[str]]], path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Lines of columns less what follows a tab in the last one, counted in a warning at their end."""
+    more, first = 0, 0
+    for line, fields in lines:
+        if "\t" in fields[-1]:
+            fields[-1] = fields[-1].partition("\t")[0]
+            more, first = more + 1, first or line
+        yield line, fields
+    warn_counted(logger, more, "lines have more columns, which are left out", f"{path}:{first}")

@@ -5,7 +5,8 @@
     msmarco-doctrain-qrels.tsv, ...       1 0 D1 1
 
 Each plain, `.gz` or `.zst`. A document's text is url, separator, title, separator, body, each part without white space
-at its end, cut at a number of characters before it is tokenised. Source: github.com/microsoft/ANCE (Xiong et al. 2021).
+at its end, cut at a number of characters before it is tokenised; a fifth column is left out, counted in a warning.
+Source: github.com/microsoft/ANCE (Xiong et al. 2021).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import NamedTuple
 
 from ance_fast.data.dataset import Corpus, Dataset, collect_queries
 from ance_fast.data.input_files import find_file, has_file
-from ance_fast.data.msmarco import read_query_lines
+from ance_fast.data.msmarco import read_query_lines, without_more
 from ance_fast.data.qrels import Qrels, read_qrels
 from ance_fast.data.records import Document
 from ance_fast.data.text_lines import read_columns
@@ -73,7 +74,7 @@ def read_msmarco_docs(
 def document_lines(path: Path, separator: str, max_characters: int) -> Iterator[tuple[int, Document]]:
     """(Line number, document) of `msmarco-docs.tsv`. Raises `DataError` with file and line."""
     between = f" {separator} " if separator in SPACED else separator
-    for line, fields in read_columns(path, 4):
+    for line, fields in without_more(read_columns(path, 4), path):
         identifier, *parts = fields
         if not identifier:
             raise DataError(f"{path}:{line}: empty id")

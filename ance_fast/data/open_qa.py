@@ -44,9 +44,16 @@ def read_questions(path: str | Path) -> Iterator[Question]:
     first: dict[str, int] = {}
     for number, (line, value) in enumerate(read_json_objects(path)):
         question = question_of(value, f"{path}:{line}", line, number)
-        if first.setdefault(question.id, line) != line:
-            raise DataError(f"{path}:{line}: question {question.id!r} again, first at {path}:{first[question.id]}")
+        refuse_again(first, question, path)
         yield question
+
+
+def refuse_again(first: dict[str, int], question: Question, path: str | Path) -> None:
+    """Add the question to `first` (id -> line); raise `DataError` if its id is there."""
+    if question.id in first:
+        where = f"{path}:{question.line}"
+        raise DataError(f"{where}: question {question.id!r} again, first at {path}:{first[question.id]}")
+    first[question.id] = question.line
 
 
 def question_of(value: dict[str, Any], where: str, line: int, number: int) -> Question:
@@ -98,12 +105,14 @@ def parse_answers(text: str, where: str) -> list[str]:
     """A Python list of strings, read without running it. Raises `DataError`, starting with `where`."""
     try:
         found = ast.literal_eval(text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):  # TypeError: [] as a key
         raise DataError(f"{where}: the answers {text[:60]!r} are no Python list of strings") from None
     return _strings(found, where)
 
 
 def _strings(found: Any, where: str) -> list[str]:
-    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
-        raise DataError(f"{where}: the answers must be a list of strings, not {str(found)[:60]!r}")
-    return found
+    wrong = [one for one in found if not isinstance(one, str)] if isinstance(found, list) else [found]
+    if wrong:
+        raise DataError(f"{where}: the answers must be a list of strings, not of {type(wrong[0]).__name__}")
+    strings: list[str] = found
+    return strings

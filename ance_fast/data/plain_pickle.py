@@ -1,4 +1,4 @@
-"""Pickles that hold plain data, read without running anything: dictionaries of numbers, and NumPy arrays.
+"""Pickles that hold plain data, read and written without running anything: dictionaries of numbers, NumPy arrays.
 
 microsoft/ANCE keeps its mappings and, until 2026, its embeddings as pickles. A pickle is a program; the reader here
 knows none of the classes and functions that such a program may ask for, except the ones a NumPy array is made of, and
@@ -7,7 +7,10 @@ those are its own. So nothing needs to be trusted.
 
 from __future__ import annotations
 
+import math
 import pickle
+import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,35 @@ def read_array_pickle(path: str | Path) -> np.ndarray:
     if not isinstance(value, _Array):
         raise DataError(f"{path}: expected a pickled NumPy array, got {_kind(value)}")
     return value.made(path)
+
+
+def write_array_pickle(path: str | Path, dtype: np.dtype, shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> None:
+    """Pickle an array (of the types above, by rows) as NumPy 1 did, from its parts: nothing is held whole.
+
+    NumPy 2 names its own modules in a pickle ("numpy._core"), which the NumPy that the original runs on does not have.
+    """
+    text, dot = _spelled, pickle.STACK_GLOBAL
+    sizes = b"".join(map(_number, shape))
+    with open(path, "wb") as file:
+        file.write(pickle.PROTO + b"\x04" + text("numpy.core.multiarray") + text("_reconstruct") + dot)
+        file.write(text("numpy") + text("ndarray") + dot + _number(0) + pickle.TUPLE1)
+        file.write(pickle.SHORT_BINBYTES + b"\x01b" + pickle.TUPLE3 + pickle.REDUCE)
+        file.write(pickle.MARK + _number(1) + pickle.MARK + sizes + pickle.TUPLE)
+        file.write(text("numpy") + text("dtype") + dot + text(dtype.str[1:]) + pickle.NEWFALSE + pickle.NEWTRUE)
+        file.write(pickle.TUPLE3 + pickle.REDUCE + pickle.MARK + _number(3) + text("<") + 3 * pickle.NONE)
+        file.write(_number(-1) + _number(-1) + _number(0) + pickle.TUPLE + pickle.BUILD + pickle.NEWFALSE)
+        file.write(pickle.BINBYTES8 + struct.pack("<Q", math.prod(shape) * dtype.itemsize))
+        for block in blocks:
+            file.write(np.ascontiguousarray(block, dtype=dtype.newbyteorder("<")).data)
+        file.write(pickle.TUPLE + pickle.BUILD + pickle.STOP)
+
+
+def _spelled(text: str) -> bytes:
+    return pickle.SHORT_BINUNICODE + bytes([len(text)]) + text.encode("ascii")
+
+
+def _number(value: int) -> bytes:
+    return pickle.LONG1 + b"\x08" + struct.pack("<q", value)
 
 
 class _Array:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -142,10 +142,15 @@ class RecordFile:
         return values, lengths, full
 
 
-def write_records(path: str | Path, length: int, pad: int, blocks: Iterable[Tokens]) -> int:
+def write_records(
+    path: str | Path, length: int, pad: int, blocks: Iterable[Tokens], beside: Callable[[], object] = lambda: None
+) -> int:
     """Write a cache file and its `_meta`, each atomically, the latter last; returns the number of records.
 
-    blocks: token ids of consecutive texts. Raises `ConfigError` for a text of more than `length` tokens or of none.
+    blocks: token ids of consecutive texts. beside: writes what belongs to the records; until it has, they have no
+    `_meta`, without which no reader takes them.
+
+    Raises `ConfigError` for a text of more than `length` tokens or of none.
     """
     path = Path(path)
     rows = 0
@@ -164,6 +169,8 @@ def write_records(path: str | Path, length: int, pad: int, blocks: Iterable[Toke
                 block[:, 1:][np.arange(length) < lengths[:, None]] = values[here[0] : here[-1]]
                 file.write(block.data)
                 rows += len(lengths)
+        _meta_of(path).unlink(missing_ok=True)
+    beside()
     with atomic_file(_meta_of(path)) as staging:
         meta = {"type": "int32", "total_number": rows, "embedding_size": length}
         staging.write_text(json.dumps(meta), encoding="utf-8")
@@ -176,7 +183,7 @@ def _read_meta(path: Path) -> tuple[int, int]:
     text = "\n".join(line for _, line in read_lines(file))
     try:
         meta = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
         raise DataError(f"{file}:1: not JSON ({error})") from error
     if not isinstance(meta, dict):
         raise DataError(f"{file}:1: expected a JSON object, got {type(meta).__name__}")

@@ -121,6 +121,7 @@ FORMS: dict[str, Form] = {
     ),
     "top1000": Form(
         "top1000:FILE",
+        # It is one set of queries: commands that ask for a split by default get them.
         lambda path, split, options: read_top1000(path, **options),
         "top1000",
         ("qrels",),
@@ -177,6 +178,11 @@ def load_corpus(spec: str | Path) -> Corpus:
 def open_passages(spec: str | Path) -> TokenStore | Corpus:
     """What `spec` names: a token store, opened, or the corpus of a data set. Raises `ArtifactError`, `DataError`."""
     return TokenStore.open(spec, verify=False) if _is_store(spec) else load_corpus(spec)
+
+
+def form_of(spec: str | Path) -> str:
+    """The form (a name in `FORMS`) that `spec` is read as. Raises `DataError` where it is not known or recognised."""
+    return _resolve(spec)[0]
 
 
 def refuse_missing(spec: str | Path) -> None:

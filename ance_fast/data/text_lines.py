@@ -1,11 +1,13 @@
 """Text files, plain or compressed, and pipes, as numbered lines of strict UTF-8.
 
-Every reader goes through `read_lines`, so every message about malformed input can start with `file:line:`. What lines
-hold is parsed from the lines, not from the file, so that a pipe's first line can be looked at before the rest is read.
+Every reader goes through `read_lines` (or `read_blocks`, where a line may be gigabytes long), so every message about
+malformed input can start with `file:line:`. What lines hold is parsed from the lines, not from the file, so that a
+pipe's first line can be looked at before the rest is read.
 """
 
 from __future__ import annotations
 
+import codecs
 import json
 import logging
 from collections.abc import Iterator
@@ -45,6 +47,45 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
         raise DataError(f"{path}:{number + 1}: {problem}; fetch it again") from error
 
 
+def read_blocks(path: str | Path, size: int = 1 << 20) -> Iterator[str]:
+    """Yield the text of a file in pieces of about `size` bytes, wherever its lines end. Raises as `read_lines`."""
+    path = Path(path)
+    # It drops a byte order mark.
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    line = 1
+    try:
+        with open_bytes(path) as file:
+            while True:
+                raw = file.read(size)
+                try:
+                    text = decoder.decode(raw, final=not raw)
+                except UnicodeDecodeError as error:
+                    line += error.object.count(b"\n", 0, error.start)
+                    raise DataError(
+                        f"{path}:{line}: not UTF-8 (byte 0x{error.object[error.start]:02X}); "
+                        "convert the file, e.g. with iconv"
+                    ) from error
+                if "\0" in text:
+                    line += text.count("\n", 0, text.index("\0"))
+                    raise DataError(
+                        f"{path}:{line}: NUL byte: not a text file in UTF-8 (UTF-16, perhaps); "
+                        "convert the file, e.g. with iconv"
+                    )
+                if not raw:
+                    return
+                line += text.count("\n")
+                yield text
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise DataError(f"{path}: is a folder, a file was expected") from None
+    except Exception as error:
+        problem = damage(error)
+        if problem is None:
+            raise
+        raise DataError(f"{path}:{line}: {problem}; fetch it again") from error
+
+
 def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number, object) of a JSON Lines file; blank lines are skipped. Raises as `read_lines`."""
     return parse_json(read_lines(path), path)
@@ -59,6 +100,8 @@ def parse_json(lines: Iterator[tuple[int, str]], path: str | Path) -> Iterator[t
             value = json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError(f"{path}:{number}: not JSON ({error.msg} at column {error.colno})") from error
+        except ValueError as error:
+            raise too_long(path, number) from error
         except RecursionError:
             raise DataError(f"{path}:{number}: JSON nested too deeply") from None
         if not isinstance(value, dict):
@@ -67,6 +110,11 @@ def parse_json(lines: Iterator[tuple[int, str]], path: str | Path) -> Iterator[t
             # Half of a surrogate pair is legal JSON but no character: it could not be written as UTF-8 later on.
             refuse_surrogates(value, path, number)
         yield number, value
+
+
+def too_long(path: str | Path, line: int) -> DataError:
+    """The error of JSON that holds an integer of more digits than Python converts."""
+    return DataError(f"{path}:{line}: a number of thousands of digits")
 
 
 def read_columns(path: str | Path, columns: int) -> Iterator[tuple[int, list[str]]]:

@@ -21,6 +21,7 @@ import numpy as np
 from ance_fast.artifacts import MANIFEST, open_artifact, staged_artifact
 from ance_fast.data.msmarco import read_text_triples
 from ance_fast.data.records import Document
+from ance_fast.data.text_lines import read_columns
 from ance_fast.data.token_store import TokenStore
 from ance_fast.errors import ArtifactError, DataError
 
@@ -44,7 +45,7 @@ class TextTriples:
 def distinct_passages(path: str | Path) -> Iterator[tuple[int, Document]]:
     """(line, document) of each distinct passage of the file, its id the number of those before it."""
     seen: set[bytes] = set()
-    for line, (_, positive, negative) in enumerate(read_text_triples(path), 1):
+    for line, (_, positive, negative) in read_columns(path, 3):
         for text in (positive, negative):
             if (key := _hash(text)) not in seen:
                 yield line, Document(str(len(seen)), text)

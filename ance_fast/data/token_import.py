@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ance_fast.artifacts import open_artifact, refuse_foreign, seal, staged_artifact
+from ance_fast.artifacts import open_artifact, refuse_foreign, staged_artifact
 from ance_fast.data.chunks import Chunker, ChunkRules
 from ance_fast.data.token_build import KIND, store_manifest
 from ance_fast.data.token_corpus import TokenCorpus
@@ -61,7 +61,7 @@ def import_tokens(
         return target
     rows = max(1, min(1 << 16, _SHARD_IDS // corpus.records.length))
     manifest: dict[str, Any] = {}
-    with staged_artifact(target, KIND, manifest) as folder:
+    with staged_artifact(target, KIND, manifest, accept) as folder:
         parts = [range(start, min(start + rows, len(corpus))) for start in range(0, len(corpus), rows)]
         infos: list[ShardInfo] = []
         with progress_bar("copying", len(corpus), "passages") if show_progress else nullcontext(_unseen) as advance:
@@ -69,9 +69,6 @@ def import_tokens(
                 infos.append(info)
                 advance(len(part))
         manifest |= store_manifest(infos, source.recipe, tokenizer, content) | {"shard_rows": rows}
-        if accept is not None:
-            seal(folder, KIND, manifest)
-            accept(folder)
     return target
 
 
@@ -100,10 +97,11 @@ class _Source:
             raise ConfigError(f"{corpus.path}: holds tokens, before which the prompt {prompt!r} cannot be put any more")
         self.chunker = None if chunks is None else Chunker.for_tokenizer(tokenizer, chunks)
         limit = max_length if self.chunker is None else self.chunker.max_length
-        if records.length > limit:
+        if self.chunker is None and records.length > limit:
             raise ConfigError(
                 f"{corpus.path}: texts were cut at {records.length} tokens, this model is to take {limit}: "
-                "allow as many (--max-length, --max-document-length, --max-query-length), or tokenise the texts anew"
+                "allow as many (--max-length, --max-document-length, --max-query-length), cut documents into chunks "
+                "(--chunks), or tokenise the texts anew"
             )
         records.refuse_other(tokenizer)
         self.corpus = corpus
@@ -117,7 +115,7 @@ class _Source:
         """Rows of the store for these records, and with chunks how many each has, int64."""
         found = self.corpus.records.tokens(rows, self.vocabulary, self.leave_out)
         found = found._replace(values=found.values.astype(self.recipe.dtype))
-        return (found, None) if self.chunker is None else self.chunker.split(found)
+        return (found, None) if self.chunker is None else self.chunker.split(_cut(found, self.chunker))
 
     def names(self, rows: np.ndarray) -> pa.RecordBatch:
         """Documents without texts, as `make_batch` takes them."""
@@ -140,6 +138,20 @@ class _Source:
             digest.update(starts.data)
             digest.update(np.frombuffer(letters, dtype=np.uint8)[: int(starts[-1])].data)
         return digest.hexdigest()
+
+
+def _cut(tokens: Tokens, chunker: Chunker) -> Tokens:
+    """The documents as the tokenizer would have cut them at what the chunks together hold, end tokens and all."""
+    lengths, limit = np.diff(tokens.offsets), chunker.max_length
+    long = np.flatnonzero(lengths > limit)
+    if not len(long):
+        return tokens
+    place = np.arange(len(tokens.values)) - np.repeat(tokens.offsets[:-1], lengths)
+    values = tokens.values[place < limit]
+    offsets = np.concatenate([[0], np.cumsum(np.minimum(lengths, limit))])
+    for back, token in enumerate(() if chunker.drops_end else reversed(chunker.suffix), 1):
+        values[offsets[long + 1] - back] = token
+    return Tokens(values, offsets, len(long))
 
 
 def _is_there(target: Path, recipe: Recipe, content: str, replace: bool) -> bool:

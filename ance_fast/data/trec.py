@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import logging
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,9 @@ from ance_fast.errors import DataError
 __all__ = ["Run", "RunLine", "best_first", "listed_twice", "read_qrels", "read_run", "read_run_lines", "write_run"]
 
 logger = logging.getLogger(__name__)
+
+# int() and float() would take "1_0" too.
+_RANK = re.compile(r"[+-]?[0-9]{1,18}")
 
 Run = dict[str, dict[str, float]]
 """Query id -> document id -> score, higher is better."""
@@ -66,10 +70,12 @@ def read_run_lines(path: str | Path) -> Iterator[RunLine]:
             raise DataError(f"{path}:{number}: expected {columns} columns as in the first line, got {len(fields)}")
         query_id, document_id, value = fields[0], fields[-2 if columns == 3 else 2], fields[2 if columns == 3 else 4]
         try:
-            score = -float(int(value)) if columns == 3 else float(value)
+            if "_" in value or (columns == 3 and not _RANK.fullmatch(value.strip())):
+                raise ValueError(value)
+            score = -float(value) if columns == 3 else float(value)
         except ValueError:
             name = "rank" if columns == 3 else "score"
-            raise DataError(f"{path}:{number}: {name} {value!r} is not a number") from None
+            raise DataError(f"{path}:{number}: {name} {value[:60]!r} is not a number") from None
         if math.isnan(score):
             raise DataError(f"{path}:{number}: the score is NaN, which has no place in an order")
         yield RunLine(number, query_id, document_id, score)

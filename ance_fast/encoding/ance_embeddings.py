@@ -10,9 +10,8 @@ Source: github.com/microsoft/ANCE (Xiong et al. 2021).
 
 from __future__ import annotations
 
-import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +22,14 @@ import pyarrow.compute as pc
 from ance_fast.artifacts import atomic_file, staged_artifact
 from ance_fast.data.ance_cache import read_ance_cache
 from ance_fast.data.chunks import SEPARATOR
-from ance_fast.data.plain_pickle import read_array_pickle
+from ance_fast.data.plain_pickle import read_array_pickle, write_array_pickle
 from ance_fast.encoding.shards import IDS, KIND, EmbeddingShards, write_ids
 from ance_fast.errors import ArtifactError, ConfigError, DataError
 
 PARTS = {"passage": None, "query": "train", "dev_query": "dev"}
 """The parts of a round, and the split of the cache whose queries they are."""
 
+_FILE = "{part}_{step}__{kind}_p__data_obj_{rank}"
 _BLOCK = 8192
 
 
@@ -61,14 +61,10 @@ def find_ance_embeddings(folder: str | Path, part: str = "passage", step: int | 
     if part not in PARTS:
         raise ConfigError(f"part {part!r}: choose {', '.join(PARTS)}")
     folder = Path(folder)
-    pattern = re.compile(rf"{part}_(\d+)__(emb|embid)_p__data_obj_(\d+)\.(npy|pb)", re.ASCII)
     found: dict[int, dict[int, dict[str, Path]]] = {}
-    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
-        match = pattern.fullmatch(file.name)
-        if match:
-            # Of both kinds the later format counts: it sorts first.
-            ranks = found.setdefault(int(match[1]), {})
-            ranks.setdefault(int(match[3]), {}).setdefault(match[2], file)
+    for file, of_step, kind, rank in _files_of(folder, part):
+        # Of both formats the later one counts: it sorts first.
+        found.setdefault(of_step, {}).setdefault(rank, {}).setdefault(kind, file)
     if not found or (step is not None and step not in found):
         steps = f"; steps there: {', '.join(map(str, sorted(found)))}" if found else ""
         which = f"of step {step} " if step is not None else ""
@@ -79,7 +75,7 @@ def find_ance_embeddings(folder: str | Path, part: str = "passage", step: int | 
     for rank in range(max(ranks) + 1):
         for kind in ("emb", "embid"):
             if kind not in ranks.get(rank, {}):
-                name = f"{part}_{step}__{kind}_p__data_obj_{rank}"
+                name = _FILE.format(part=part, step=step, kind=kind, rank=rank)
                 raise ArtifactError(f"{folder / name}: missing (.npy or .pb), so the embeddings are not whole")
         files.append(RankFiles(rank, ranks[rank]["emb"], ranks[rank]["embid"]))
     return files
@@ -148,33 +144,44 @@ def write_ance_embeddings(
     step: int = 0,
     ranks: int = 1,
     form: str = "npy",
+    cache: str | Path | None = None,
+    prefix: str = "",
 ) -> None:
     """Write embeddings as `ranks` processes of microsoft/ANCE would have: each file atomically, record i to rank
     i mod `ranks`.
 
-    A row's record is its place here, or with chunks its document's. form: "npy" or "pb". Raises `ConfigError`.
+    cache: the folder of preprocessed data whose records these are, found by their ids (`prefix` before those of
+    passages, as in `import_ance_embeddings`). Without it a row's record is its place here, or with chunks its
+    document's. form: "npy" or "pb".
+
+    Raises `ConfigError`; `DataError` where the cache lacks an id or has more records; `ArtifactError` for other files
+    of this part and step in the folder, which readers would mix with these.
     """
     if part not in PARTS or form not in ("npy", "pb") or ranks < 1 or step < 0:
         raise ConfigError(f"part={part!r}, form={form!r}, ranks={ranks}, step={step}: no such embeddings")
-    records = _records_of(shards)
+    records = _records_of(shards, part, cache, prefix)
+    folder = Path(folder)
+
+    def target(kind: str, rank: int) -> Path:
+        return folder / f"{_FILE.format(part=part, step=step, kind=kind, rank=rank)}.{form}"
+
+    written = {target(kind, rank) for kind in ("emb", "embid") for rank in range(ranks)}
+    for file, of_step, _, _ in _files_of(folder, part):
+        if of_step == step and file not in written:
+            raise ArtifactError(
+                f"{file}: other {part} embeddings of step {step} are there, which would be read with or instead of "
+                "these; remove them, or write to another folder or --step"
+            )
     for rank in range(ranks):
         rows = np.flatnonzero(records % ranks == rank)
-        name = f"data_obj_{rank}.{form}"
-        with atomic_file(Path(folder) / f"{part}_{step}__emb_p__{name}") as staging:
-            if form == "pb":
-                staging.write_bytes(pickle.dumps(shards.read(rows).astype(np.float32), protocol=4))
-            else:
-                shape = (len(rows), shards.dim)
-                target = np.lib.format.open_memmap(staging, mode="w+", dtype=np.float32, shape=shape)
-                for start in range(0, len(rows), _BLOCK):
-                    target[start : start + _BLOCK] = shards.read(rows[start : start + _BLOCK])
-                target.flush()
-        with atomic_file(Path(folder) / f"{part}_{step}__embid_p__{name}") as staging:
-            if form == "pb":
-                staging.write_bytes(pickle.dumps(records[rows], protocol=4))
-            else:
-                with open(staging, "wb") as file:
-                    np.save(file, records[rows])
+        rows = rows[np.argsort(records[rows], kind="stable")]
+        with atomic_file(target("emb", rank)) as staging:
+            blocks = (
+                shards.read(rows[start : start + _BLOCK]).astype(np.float32) for start in range(0, len(rows), _BLOCK)
+            )
+            _write_array(staging, form, np.dtype(np.float32), (len(rows), shards.dim), blocks)
+        with atomic_file(target("embid", rank)) as staging:
+            _write_array(staging, form, np.dtype(np.int64), (len(rows),), iter([records[rows]]))
 
 
 class _Layout:
@@ -231,6 +238,27 @@ class _Layout:
         )
 
 
+def _files_of(folder: Path, part: str) -> Iterator[tuple[Path, int, str, int]]:
+    """(file, step, "emb" or "embid", rank) of every file of a part, by name."""
+    pattern = re.compile(rf"{part}_(\d+)__(emb|embid)_p__data_obj_(\d+)\.(npy|pb)", re.ASCII)
+    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+        match = pattern.fullmatch(file.name)
+        if match:
+            yield file, int(match[1]), match[2], int(match[3])
+
+
+def _write_array(path: Path, form: str, dtype: np.dtype, shape: tuple[int, ...], blocks: Iterator[np.ndarray]) -> None:
+    if form == "pb":
+        write_array_pickle(path, dtype, shape, blocks)
+        return
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        )
+        for block in blocks:
+            file.write(np.ascontiguousarray(block).data)
+
+
 def _array(path: Path) -> np.ndarray:
     if path.suffix == ".pb":
         return read_array_pickle(path)
@@ -245,14 +273,13 @@ def _ids(layout: _Layout, part: str, cache: str | Path | None, prefix: str) -> p
     count = layout.rows // layout.chunks
     if cache is None:
         names = pc.cast(pa.array(np.arange(count)), pa.large_string())
-        if prefix:
-            names = pa.array([prefix + name for name in names.to_pylist()], pa.large_string())
+        if prefix and part == "passage":
+            texts = pa.scalar(prefix, pa.large_string()), names, pa.scalar("", pa.large_string())
+            names = pc.binary_join_element_wise(*texts)
     else:
-        data = read_ance_cache(cache, PARTS[part], prefix=prefix)
-        tokens = data.query_tokens or data.corpus
-        if len(tokens) != count:
-            raise DataError(f"{tokens.path}: {len(tokens)} records, but embeddings of {count}")
-        names = tokens.ids.arrow.combine_chunks()  # type: ignore[attr-defined]
+        path, names = _cache_ids(cache, part, prefix)
+        if len(names) != count:
+            raise DataError(f"{path}: {len(names)} records, but embeddings of {count}")
     if layout.chunks == 1:
         return names
     owners = names.take(pa.array(np.repeat(np.arange(count), layout.chunks)))
@@ -260,10 +287,36 @@ def _ids(layout: _Layout, part: str, cache: str | Path | None, prefix: str) -> p
     return pc.binary_join_element_wise(owners, numbers, pa.scalar(SEPARATOR, pa.large_string()))
 
 
-def _records_of(shards: EmbeddingShards) -> np.ndarray:
+def _cache_ids(cache: str | Path, part: str, prefix: str) -> tuple[Path, pa.Array]:
+    """(file, large_string) ids of the records that a part's embeddings are of, in their order."""
+    data = read_ance_cache(cache, PARTS[part], prefix=prefix)
+    tokens = data.query_tokens or data.corpus
+    return tokens.path, tokens.ids.arrow.combine_chunks()  # type: ignore[attr-defined]
+
+
+def _records_of(shards: EmbeddingShards, part: str, cache: str | Path | None, prefix: str) -> np.ndarray:
     """The record of each row, int64."""
-    if not shards.manifest.get("settings", {}).get("chunks"):
+    if cache is None and prefix:
+        raise ConfigError(f"prefix={prefix!r}: ids are looked for in a cache; name it (--cache)")
+    documents = shards.ids.arrow
+    if shards.manifest.get("settings", {}).get("chunks"):
+        documents = pc.list_element(pc.split_pattern(documents, SEPARATOR, max_splits=1, reverse=True), 0)
+    elif cache is None:
         return np.arange(len(shards))
-    documents = pc.list_element(pc.split_pattern(shards.ids.arrow, SEPARATOR, max_splits=1, reverse=True), 0)
-    found: np.ndarray = pc.index_in(documents, value_set=pc.unique(documents)).to_numpy()
-    return found.astype(np.int64)
+    if cache is None:
+        found: np.ndarray = pc.index_in(documents, value_set=pc.unique(documents)).to_numpy()
+        return found.astype(np.int64)
+    path, names = _cache_ids(cache, part, prefix)
+    places = pc.index_in(documents, value_set=names)
+    if places.null_count:
+        lacking = documents.filter(pc.is_null(places))[0].as_py()
+        raise DataError(
+            f"{path}: no record of {lacking!r} ({places.null_count} such embeddings): another cache, or ids that need "
+            "--prefix"
+        )
+    records: np.ndarray = places.to_numpy().astype(np.int64)
+    without = np.flatnonzero(np.bincount(records, minlength=len(names)) == 0)
+    if len(without):
+        first = names[int(without[0])].as_py()
+        raise DataError(f"{path}: {len(without)} records have no embedding, the first is {first!r}")
+    return records

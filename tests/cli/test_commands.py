@@ -403,6 +403,21 @@ def test_tokenize_writes_the_files_of_microsoft_ance_and_reads_them_again(
     assert all(len(found) == 5 for found in read_run(answered).values())
     bad = run("tokenize", wiki, "-m", model, "-o", tokens, "--split", "train", status=2)
     assert "only --format ance has a place for" in bad.stderr
+    longer = ("--max-length", 600, "--json")
+    bad = run("tokenize", wiki, "-m", model, "-o", tmp_path / "long", *longer, status=2)
+    assert "--max-length 600: the model takes" in bad.stderr
+    maxp = run("tokenize", wiki, "-m", model, "-o", tmp_path / "long", *longer, "--format", "ance", "--split", "dev=x")
+    assert last_json(maxp)["max_length"] == 600
+    assert (tmp_path / "long" / "x-qrel.tsv").read_bytes() == (cache / "dev-qrel.tsv").read_bytes()
+    (tmp_path / "preprocessed.tokens").rename(tmp_path / "gone")
+    bad = run("tokenize", wiki, "-m", model, "-o", cache, "--format", "ance", status=1)
+    assert "holds other passages" in bad.stderr
+    bad = run("tokenize", wiki, "-m", model, "-o", tmp_path / "new", "--format", "ance", "--split", "nope", status=1)
+    assert "nope" in bad.stderr
+    (tmp_path / "psgs_w100.tsv").write_text("id\ttext\ttitle\n1\tx\ty\n")
+    bad = run("tokenize", f"dpr:{tmp_path}", "-m", model, "-o", tmp_path / "new", "--format", "ance", status=2)
+    assert "which are not written" in bad.stderr
+    assert not list(tmp_path.glob("new*"))
     with open(cache / "passages", "r+b") as file:
         file.truncate(file.seek(0, 2) - 3)
     cut = run("tokenize", cache, "-m", model, "-o", tmp_path / "other", *lengths, status=1)
@@ -419,6 +434,8 @@ def test_embeddings_go_to_microsoft_ances_files_and_come_back(
         f"passage_30__{kind}_p__data_obj_{rank}.npy" for kind in ("emb", "embid") for rank in (0, 1)
     ]
     assert "say with --model" in run("convert-embeddings", theirs, back, status=2).stderr
+    assert "name it (--cache)" in run("convert-embeddings", made, theirs, "--prefix", "D", status=2).stderr
+    assert "leave --model out" in run("convert-embeddings", made, theirs, "-m", model, status=2).stderr
     assert last_json(run("convert-embeddings", theirs, back, "-m", model, "--json"))["rows"] == 400
     run("index", back, "-o", index)
     (theirs / "passage_30__emb_p__data_obj_0.npy").unlink()

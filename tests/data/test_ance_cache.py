@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ance_fast.data import TokenStore, load_corpus, load_dataset, token_import
-from ance_fast.data.ance_cache import read_ance_cache, read_cache_answers
+from ance_fast.data import TokenStore, ance_cache_writer, load_corpus, load_dataset, token_import
+from ance_fast.data.ance_cache import read_ance_cache
 from ance_fast.data.ance_cache_writer import write_ance_passages, write_ance_queries
 from ance_fast.data.chunks import ChunkRules
 from ance_fast.data.record_file import write_records
@@ -110,9 +110,32 @@ def test_a_dpr_folder_has_text_mappings_answers_and_negatives(folder: Path) -> N
     data = load_dataset(f"ance-cache:{folder}?negatives=train-data")
     assert data.qrels == {"0": {"70": 1}, "1": {"3": 1}}
     assert data.negatives == {"0": ["3", "12"], "1": ["70"]}
-    assert read_cache_answers(folder / "train-ann") == {"0": ["a", "b's"], "1": []}
-    (folder / "train-ann").write_text("0\t0\t['a']\n0\t2\t['b']\n")  # two sets of questions, each counted from 0
-    assert load_dataset(folder).qrels == {"0": {"70": 1}, "1": {"12": 1}}
+
+
+def test_two_sets_of_questions_are_each_counted_from_0(folder: Path, tokenizer: Any) -> None:
+    write_cache(folder / "train-query", ["a", "cat", "dog"], tokenizer, 4)
+    (folder / "train-qrel.tsv").unlink()
+    (folder / "train-ann").write_text("0\t0\t['a']\n1\t1\t['b']\n0\t2\t['c']\n")
+    (folder / "train-data").write_text("0\t0\t1\n1\t1\t0\n0\t2\t0,1\n")
+    data = load_dataset(f"ance-cache:{folder}?negatives=train-data")
+    assert data.qrels == {"0": {"70": 1}, "1": {"3": 1}, "2": {"12": 1}}
+    assert data.negatives == {"0": ["3"], "1": ["70"], "2": ["70", "3"]}
+    for name in ("train-ann", "train-data"):
+        kept = (folder / name).read_text()
+        (folder / name).write_text(kept + "1\t0\t2\n")
+        with pytest.raises(
+            DataError, match=f"{name}: after 2 lines numbers begin again at 0, .* 4 lines and 3 queries"
+        ):
+            load_dataset(f"ance-cache:{folder}?negatives=train-data")
+        (folder / name).write_text(kept)
+    # Mined negatives come in any order.
+    (folder / "ann_training_data_0").write_text("2\t2\t1\n0\t0\t1\n1\t1\t0\n")
+    data = load_dataset(f"ance-cache:{folder}?negatives=ann_training_data_0")
+    assert data.negatives == {"2": ["3"], "0": ["3"], "1": ["70"]}
+    # The second set's own file, which counts from 0 too.
+    (folder / "train-data-trivia").write_text("0\t2\t0\n")
+    with pytest.raises(DataError, match="train-data-trivia: entry 1: record 2 is no positive of query record 0"):
+        load_dataset(f"ance-cache:{folder}?negatives=train-data-trivia")
 
 
 def test_judgements_of_records_that_are_not_there_are_counted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -121,9 +144,10 @@ def test_judgements_of_records_that_are_not_there_are_counted(folder: Path, capl
         assert load_dataset(folder).qrels == {"0": {"70": 1}}
     assert "2 judgements name a record that is not there and are left out (first:" in caplog.text
     assert "train-qrel.tsv:2)" in caplog.text
-    (folder / "train-qrel.tsv").write_text("0\t0\t1\n1\t-1\t1\n")
-    with pytest.raises(DataError, match=r"train-qrel\.tsv:2: passage '-1' is not the number of a record"):
-        load_dataset(folder)
+    for number in ("-1", "9" * 5000):
+        (folder / "train-qrel.tsv").write_text(f"0\t0\t1\n1\t{number}\t1\n")
+        with pytest.raises(DataError, match=r"train-qrel\.tsv:2: passage '[-19]*' is not the number of a record"):
+            load_dataset(folder)
 
 
 @pytest.mark.parametrize(
@@ -179,6 +203,21 @@ def test_long_records_are_cut_into_chunks_as_documents_are(folder: Path, tmp_pat
     assert list(store.ids) == list(expected.ids)
 
 
+@pytest.mark.parametrize("drops_end", [False, True])
+def test_records_longer_than_their_chunks_are_cut_as_texts_are(
+    folder: Path, tmp_path: Path, tokenizer: Any, drops_end: bool
+) -> None:
+    tokenizer.init_kwargs["truncation_drops_end"] = drops_end
+    rules = ChunkRules(4, 2, first_token=True, keep_empty=False)
+    corpus = [("1", "the cat sat on the mat the cat"), ("2", "a dog"), ("3", "a dog sat on the mat")]
+    write_cache(folder / "passages", [text for _, text in corpus], tokenizer, 10)
+    (folder / "pid2offset.pickle").write_bytes(pickle.dumps({1: 0, 2: 1, 3: 2}))
+    store = TokenStore.build(load_corpus(folder), tokenizer, tmp_path / "s", max_length=4, chunks=rules)
+    expected = TokenStore.build(corpus, tokenizer, tmp_path / "t", max_length=4, chunks=rules, keep_text=False)
+    assert rows_of(store) == rows_of(expected)
+    assert store.manifest["truncated"] == expected.manifest["truncated"] == 2
+
+
 def test_a_padding_token_in_a_text_is_left_out_where_the_tokenizer_does_so(
     folder: Path, tmp_path: Path, tokenizer: Any
 ) -> None:
@@ -208,6 +247,58 @@ def test_what_is_written_is_what_the_original_would_have_written(
     assert back.qrels == {"1048": {"70": 3}, "55": {"12": 0}}
 
 
+def test_query_ids_are_those_of_dev_whatever_was_written_last(folder: Path, tmp_path: Path, tokenizer: Any) -> None:
+    passages = TokenStore.from_texts(["a", "cat"], tokenizer, ids=["1", "2"], max_length=4)
+    queries = {
+        split: TokenStore.from_texts(["a", "b"], tokenizer, ids=ids, max_length=4)
+        for split, ids in {"train": ["10", "11"], "dev": ["20", "21"], "test2019": ["30", "31"]}.items()
+    }
+    for order in (["train", "dev", "test2019"], ["dev", "test2019", "train"]):
+        made = tmp_path / order[0]
+        for split in order:
+            judged = {queries[split].id(0): {"1": 1}}
+            write_ance_queries(made, split, queries[split], judged, passages, tokenizer.pad_token_id)
+            # Read at every moment as what was written, or by number.
+            for written in order[: order.index(split) + 1]:
+                if written == "dev" or split == "train" == order[0]:
+                    assert read_query_ids(made, written, passages, tokenizer) == list(queries[written].ids)
+                else:
+                    assert read_query_ids(made, written, passages, tokenizer) == ["0", "1"]
+
+
+def read_query_ids(folder: Path, split: str, passages: TokenStore, tokenizer: Any) -> list[str]:
+    write_ance_passages(folder, passages, tokenizer.pad_token_id)
+    return list(read_ance_cache(folder, split).queries)
+
+
+def test_passages_of_another_cache_are_not_written_over(
+    folder: Path, tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pad, texts = tokenizer.pad_token_id, list(PASSAGES.values())
+    same = TokenStore.from_texts(texts, tokenizer, ids=list(PASSAGES), max_length=LENGTH)
+    before = (folder / "passages").stat()
+    write_ance_passages(folder, same, pad)
+    assert (folder / "passages").stat().st_ino == before.st_ino
+    for other in ([*texts[:2], "sat"], texts[:2], [*texts[:2], "the"]):
+        store = TokenStore.from_texts(other, tokenizer, ids=[str(row) for row in range(len(other))], max_length=LENGTH)
+        with pytest.raises(ArtifactError, match="holds other passages than those to be written"):
+            write_ance_passages(folder, store, pad)
+    assert list(load_corpus(folder).ids) == list(PASSAGES)  # type: ignore[attr-defined]
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    made = tmp_path / "made"
+    with monkeypatch.context() as patch:
+        patch.setattr(ance_cache_writer, "_write_mapping", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write_ance_passages(made, same, pad)
+    with pytest.raises(DataError, match="passages_meta: no such file"):
+        load_corpus(f"ance-cache:{made}")
+    write_ance_passages(made, same, pad)
+    assert list(load_corpus(made).ids) == list(PASSAGES)  # type: ignore[attr-defined]
+
+
 def test_ids_that_are_no_numbers_have_no_mapping(
     tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -215,11 +306,13 @@ def test_ids_that_are_no_numbers_have_no_mapping(
     write_ance_passages(tmp_path, documents, tokenizer.pad_token_id)
     assert pickle.loads((tmp_path / "pid2offset.pickle").read_bytes()) == {7: 0, 12: 1}
     assert list(load_corpus(f"ance-cache:{tmp_path}?prefix=D").ids) == ["D7", "D12"]  # type: ignore[attr-defined]
-    named = TokenStore.from_texts(["a", "cat"], tokenizer, ids=["7", "x"], max_length=4)
-    with caplog.at_level(logging.WARNING):
-        write_ance_passages(tmp_path, named, tokenizer.pad_token_id)
-    assert "not all ids are numbers" in caplog.text
-    assert not (tmp_path / "pid2offset.pickle").exists()
+    for ids in (["7", "x"], ["D7", "7"], ["7", "07"], ["7", str(1 << 63)], ["7", "9" * 5000]):
+        caplog.clear()
+        named = TokenStore.from_texts(["a", "cat"], tokenizer, ids=ids, max_length=4)
+        with caplog.at_level(logging.WARNING):
+            write_ance_passages(tmp_path, named, tokenizer.pad_token_id)
+        assert "not all ids are numbers" in caplog.text
+        assert not (tmp_path / "pid2offset.pickle").exists()
 
 
 def test_a_cache_of_several_shards_comes_back_token_for_token(

@@ -78,6 +78,7 @@ def test_training_data_comes_back_as_it_was_written(
         ("1\t2\t3,1_0\n", 1, "negative '1_0' is not an offset"),
         ("1\t2\t٣\n", 1, "negative '٣' is not an offset"),
         ("1\t2\t3\n4\t5\t9223372036854775808\n", 2, "does not fit 64 bits"),
+        ("1\t2\t3\n4\t5\t" + "9" * 5000 + "\n", 2, "does not fit 64 bits"),
         ("1\t2\t3\n4\t5\t6,7", 2, "cut short"),
     ],
 )

@@ -80,6 +80,16 @@ def test_two_sets_are_one_with_ids_that_tell_them_apart(folder: Path) -> None:
     assert load_dataset(f"dpr:{folder}?questions=trivia").qrels == {"0": {"3": 1}}
 
 
+def test_ids_that_come_twice_and_splits_without_a_positive_are_refused(folder: Path) -> None:
+    twice = [example("a", [1], [], []) | {"id": "x"}, example("b", [], [], []) | {"id": "x"}]
+    (folder / "biencoder-nq-train.json").write_text(json.dumps(twice))
+    with pytest.raises(DataError, match=r"nq-train\.json:1: question 'x' again, first at .*nq-train\.json:1"):
+        read_dpr(folder)
+    (folder / "biencoder-nq-train.json").write_text(json.dumps([example("a", [], [1], [])]))
+    with pytest.raises(DataError, match=r"nq-train\.json: no question, or none with a positive passage"):
+        read_dpr(folder)
+
+
 def test_what_is_missing_or_malformed_is_named(folder: Path) -> None:
     with pytest.raises(DataError, match=r"no split 'dev': none of biencoder-nq-dev\.json, .* found there"):
         read_dpr(folder, "dev")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,18 @@ def test_provenance_is_relevance(folder: Path) -> None:
     assert (test.queries, test.qrels) == ({"q2": "where"}, {})
 
 
+def test_a_page_without_paragraphs_judges_nothing_and_is_counted(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    places = [{"wikipedia_id": "307"}, place("307", None, None), {"wikipedia_id": "307", "start_paragraph_id": 2}]
+    with open(folder / "nq-dev-kilt.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps({"id": "q3", "input": "who", "output": [{"provenance": places}]}) + "\n")
+    with caplog.at_level(logging.WARNING):
+        assert read_kilt(folder).qrels["q3"] == {"307#2": 1}
+    assert "2 provenances name a page and no paragraph" in caplog.text
+    assert "nq-dev-kilt.jsonl:2)" in caplog.text
+
+
 def test_of_several_tasks_one_must_be_named(folder: Path) -> None:
     (folder / "fever-dev-kilt.jsonl").write_text('{"id": "f", "input": "claim"}\n')
     with pytest.raises(DataError, match=r"several tasks with that split \(fever, nq\); name one with \?task=NAME"):
@@ -53,6 +66,8 @@ def test_of_several_tasks_one_must_be_named(folder: Path) -> None:
         ("nq-dev-kilt.jsonl", {"id": "q", "input": "x", "output": [{"provenance": [place("1", 3, 2)]}]}, "no range"),
         ("nq-dev-kilt.jsonl", {"id": "q", "input": "x", "output": [{"provenance": [place("1", 0, 1e9)]}]}, "no range"),
         ("nq-dev-kilt.jsonl", {"id": "q", "input": "x", "output": [{"provenance": ["1"]}]}, "must be an object"),
+        ("nq-dev-kilt.jsonl", {"id": "q", "input": "x", "output": [{"provenance": 5}]}, "`provenance` must be a list"),
+        ("nq-dev-kilt.jsonl", {"id": "q", "input": "x", "output": 5}, "`output` must be a list, not int"),
         ("kilt_knowledgesource.json", {"wikipedia_id": "1", "wikipedia_title": "t", "text": "x"}, "list of paragraphs"),
     ],
 )

@@ -21,9 +21,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_small_dev_split_is_found_under_its_short_name(folder: Path) -> None:
+def test_the_small_dev_split_is_found_under_its_short_name(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = read_msmarco(folder)
-    assert list(data.corpus) == [Document("0", "zero"), Document("1", "one\ttab"), Document("2", "")]
+    assert list(data.corpus) == [Document("0", "zero"), Document("1", "one"), Document("2", "")]
+    assert "1 lines have more columns, which are left out" in caplog.text
     assert data.queries == {"9": "nine", "7": "seven"}
     assert data.qrels == {"7": {"1": 1}, "9": {"0": 1}}
     assert data.negatives is None

@@ -23,12 +23,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_document_is_its_url_title_and_body_around_separators(folder: Path) -> None:
+def test_a_document_is_its_url_title_and_body_around_separators(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert list(read_msmarco_docs(folder, None).corpus) == [
         Document("D1", "http://a/1 </s> A title </s> the body"),
         Document("D2", "http://b/2 </s>  </s> "),
-        Document("D30", "u </s> t </s> x\ty"),
+        Document("D30", "u </s> t </s> x"),
     ]
+    assert "1 lines have more columns, which are left out (first:" in caplog.text
+    assert "msmarco-docs.tsv.gz:3)" in caplog.text
     for separator, text in {
         "<sep>": "http://a/1<sep>A title<sep>the body",  # what microsoft/ANCE's line joined, without blanks
         " <sep> ": "http://a/1 <sep> A title <sep> the body",

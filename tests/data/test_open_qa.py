@@ -44,7 +44,9 @@ def test_answers_are_read_but_never_run(tmp_path: Path) -> None:
         ("who?", "expected `question <tab>"),
         ("who?\t['a'", "are no Python list"),
         ("who?\t'a'", "must be a list of strings"),
-        ("who?\t[1]", "must be a list of strings"),
+        ("who?\t[1]", "must be a list of strings, not of int"),
+        ("who?\t[0x1" + "0" * 5000 + "]", "must be a list of strings, not of int"),
+        ("who?\t{[]: 1}", "are no Python list"),
         ("who?\t" + "[" * 3000, "are no Python list"),
     ],
 )
@@ -68,6 +70,7 @@ def test_json_questions_of_dpr_kilt_and_others(tmp_path: Path) -> None:
         '{"question": "q", "id": ""}': "k.jsonl:1: `id` must be",
         '{"question": "q", "answers": "a"}': "k.jsonl:1: the answers must be a list of strings",
         '{"question": "q", "id": 1}\n{"question": "r", "id": "1"}': "k.jsonl:2: question '1' again, first at .*:1",
+        '[{"question": "q", "id": 1}, {"question": "r", "id": 1}]': "k.jsonl:1: question '1' again, first at .*:1",
     }.items():
         kilt.write_text(line + "\n")
         with pytest.raises(DataError, match=expected):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ance_fast.data.plain_pickle import read_array_pickle, read_number_pairs
+from ance_fast.data.plain_pickle import read_array_pickle, read_number_pairs, write_array_pickle
 from ance_fast.errors import DataError
 
 numbers = st.integers(-(2**63), 2**63 - 1)
@@ -44,6 +44,12 @@ def test_arrays_of_numbers_come_back(
     found = read_array_pickle(file)
     assert (found.dtype, found.shape) == (array.dtype, array.shape)
     assert found.tobytes() == array.tobytes()
+    written = array.astype(array.dtype.newbyteorder("<"))
+    write_array_pickle(file, written.dtype, written.shape, iter([written[:1], written[1:]]))
+    for again in (read_array_pickle(file), pickle.loads(file.read_bytes())):
+        assert (again.dtype, again.shape) == (written.dtype, written.shape)
+        assert again.tobytes() == written.tobytes()
+    assert b"numpy._core" not in file.read_bytes()
 
 
 class Command:

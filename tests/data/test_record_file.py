@@ -120,6 +120,7 @@ def test_a_token_outside_the_vocabulary_is_named_with_its_byte(tmp_path: Path) -
         ('{"type": "int64", "total_number": 1, "embedding_size": 3}', ":1: \"type\" is 'int64'"),
         ('{"type": "int32", "embedding_size": 3}', ':1: "total_number" must be a number'),
         ('{"type": "int32", "total_number": 1, "embedding_size": 0}', ':1: "embedding_size" must be a number of 1'),
+        ('{"type": "int32", "total_number": ' + "9" * 5000 + ', "embedding_size": 3}', ":1: not JSON"),
         ('{"type": "int32", "total_number": true, "embedding_size": 3}', ':1: "total_number" must be'),
     ],
 )

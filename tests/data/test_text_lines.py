@@ -83,6 +83,7 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
         ("[1]", "expected a JSON object, got list"),
         ('{"a": "\\ud83d"}', "\\ud83d is half of a surrogate pair"),
         ("[" * 200_000, "JSON"),
+        ('{"a": ' + "9" * 5000 + "}", "a number of thousands of digits"),
     ],
 )
 def test_a_line_that_is_no_json_object_is_refused_with_its_number(tmp_path: Path, line: str, expected: str) -> None:

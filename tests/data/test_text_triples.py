@@ -64,6 +64,16 @@ def test_rows_name_the_texts_of_each_line_and_no_text_is_kept_twice(
     assert [(document.id, document.text) for document in corpus] == [(str(i), text) for i, text in enumerate(distinct)]
 
 
+def test_passages_come_with_their_lines_blank_ones_counted(tmp_path: Path) -> None:
+    file = tmp_path / "t.tsv"
+    file.write_text("red\tfox\tdog\n\nblue\tdog\tcat\n")
+    assert [(line, document.text) for line, document in module.distinct_passages(file)] == [
+        (1, "fox"),
+        (1, "dog"),
+        (3, "cat"),
+    ]
+
+
 def test_what_was_made_is_opened_without_reading_the_file_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ def convert_embeddings(
     part: Annotated[str, typer.Option(help="passage, query or dev_query.")] = "passage",
     step: Annotated[int | None, typer.Option(help="Step of the checkpoint [the highest there; 0 to write].")] = None,
     cache: Annotated[
-        Path | None, typer.Option(help="Preprocessed data, which knows the ids [numbers of records].")
+        Path | None, typer.Option(help="Preprocessed data, which knows the record of each id [rows in their order].")
     ] = None,
     prefix: Annotated[str, typer.Option(help='Before each passage id: "D" for MS MARCO documents.')] = "",
     ranks: Annotated[int, typer.Option(min=1, help="Processes to write files of.")] = 1,
@@ -35,19 +35,23 @@ def convert_embeddings(
 
     Example: ance-fast convert-embeddings ann_data passages.embeddings -m checkpoint-210000 --cache preprocessed
 
-    Example: ance-fast convert-embeddings passages.embeddings ann_data --step 210000 --ranks 4
+    Example: ance-fast convert-embeddings passages.embeddings ann_data --cache preprocessed --step 210000 --ranks 4
     """
     refuse_missing_folder(source, cache)
     ours = (source / MANIFEST).is_file()
     if not ours and model is None:
         raise ConfigError(f"{source}: say with --model which checkpoint made them: an index has to know")
+    if ours and model is not None:
+        raise ConfigError(f"{source}: knows what made it, and microsoft/ANCE's files do not say; leave --model out")
     refuse_missing_model(model)
     from ance_fast.encoding import EmbeddingShards
     from ance_fast.encoding.ance_embeddings import import_ance_embeddings, write_ance_embeddings
 
     if ours:
         shards = EmbeddingShards.open(source)
-        write_ance_embeddings(shards, output, part=part, step=step or 0, ranks=ranks, form=form)
+        write_ance_embeddings(
+            shards, output, part=part, step=step or 0, ranks=ranks, form=form, cache=cache, prefix=prefix
+        )
     else:
         from ance_fast.models import Encoder
 

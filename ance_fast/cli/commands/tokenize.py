@@ -16,7 +16,7 @@ from ance_fast.cli.output import print_json
 from ance_fast.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ance_fast.data import TokenStore
+    from ance_fast.data import Dataset, TokenStore
     from ance_fast.models import Encoder
 
 
@@ -29,7 +29,10 @@ def tokenize(
         str, typer.Option("--format", help="store, or ance: the files that microsoft/ANCE's trainer and miner read.")
     ] = "store",
     split: Annotated[
-        list[str] | None, typer.Option(help="With --format ance: a split whose queries to write too. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="With --format ance: a split whose queries to write too; SPLIT=NAME under another name. Repeatable."
+        ),
     ] = None,
     max_query_length: Annotated[
         int | None, typer.Option(help="With --format ance: tokens a query is cut at (default: the model's).")
@@ -48,6 +51,8 @@ def tokenize(
 
     Example: ance-fast tokenize msmarco:DIR -m MODEL -o preprocessed --format ance --split train --split dev
 
+    Example: ance-fast tokenize msmarco-doc:DIR -m MODEL -o preprocessed --format ance --split test2019=dev
+
     Example: zcat collection.tsv.gz | ance-fast tokenize - -m intfloat/e5-small-v2 -o msmarco.tokens
     """
     if form not in ("store", "ance"):
@@ -64,27 +69,36 @@ def tokenize(
     from ance_fast.data.token_build import Tokenised
     from ance_fast.models import Encoder
 
+    place = output if form == "store" else output.with_name(output.name + ".tokens")
+    splits = _splits(data, output, place, split or []) if form == "ance" else {}
     encoder = Encoder.load(
         model,
         device="cpu",
         attention="padded",
-        max_query_length=max_query_length,
         text_preset=text_preset,
     )
     cut_documents(encoder, "none" if form == "ance" else chunks, max_length=max_length)
+    length = encoder.max_document_length
+    if max_length is not None and max_length > length:
+        # Records for MaxP are longer than a model's positions: whoever trains on them cuts them into chunks.
+        if form == "store":
+            raise ConfigError(
+                f"--max-length {max_length}: the model takes {length} tokens; longer documents are cut by --chunks"
+            )
+        length = max_length
     started = time.monotonic()
     store = TokenStore.build(
         load_corpus(data),
         encoder.tokenizer,
-        output if form == "store" else output.with_name(output.name + ".tokens"),
-        max_length=encoder.max_document_length,
+        place,
+        max_length=length,
         prompt=encoder.document_prompt,
         chunks=encoder.chunks,
         num_proc=num_proc,
         show_progress=True,
     )
     if form == "ance":
-        _write_cache(output, data, split or [], encoder, store)
+        _write_cache(output, splits, encoder, store, max_query_length)
     seconds = time.monotonic() - started
     done = store.tokenised or Tokenised()
     if json:
@@ -107,20 +121,50 @@ def tokenize(
         print(f"{output}: {len(store):,} passages, {store.num_tokens:,} tokens (cut at {store.max_length}); {new}")
 
 
-def _write_cache(output: Path, data: str, splits: list[str], encoder: Encoder, passages: TokenStore) -> None:
+def _splits(data: str, output: Path, tokens: Path, splits: list[str]) -> dict[str, Dataset]:
+    """Name there -> data set of each split asked for: read before anything is tokenised, since that takes hours.
+
+    Raises `ConfigError` for two splits of one name and for data of which the original has other files; `ArtifactError`
+    where `output` holds passages that cannot come from `tokens`.
+    """
+    from ance_fast.data import load_dataset
+    from ance_fast.data.ance_cache import PASSAGES
+    from ance_fast.data.ance_cache_writer import other_passages
+    from ance_fast.data.record_file import META
+    from ance_fast.data.sources import form_of
+
+    if form_of(data) == "dpr":
+        raise ConfigError(
+            f"{data}: of DPR's data microsoft/ANCE has files with answers and its own numbers of questions "
+            "(`DPR_data.py`), which are not written; train and mine on dpr: itself"
+        )
+    if (output / (PASSAGES + META)).exists() and not tokens.exists():
+        raise other_passages(output)
+    found: dict[str, Dataset] = {}
+    for text in splits:
+        split, _, name = text.partition("=")
+        name = name or split
+        if name in found:
+            raise ConfigError(f"--split {text}: another split is already to be called {name!r}")
+        found[name] = load_dataset(data, split=split)
+    return found
+
+
+def _write_cache(
+    output: Path, splits: dict[str, Dataset], encoder: Encoder, passages: TokenStore, max_query_length: int | None
+) -> None:
     """microsoft/ANCE's `passages`, and for each split its queries and judgements."""
-    from ance_fast.data import TokenStore, load_dataset
+    from ance_fast.data import TokenStore
     from ance_fast.data.ance_cache_writer import write_ance_passages, write_ance_queries
 
     tower = encoder.for_queries
     write_ance_passages(output, passages, encoder.tokenizer.pad_token_id)
-    for split in splits:
-        dataset = load_dataset(data, split=split)
+    for name, dataset in splits.items():
         queries = TokenStore.of_queries(
             dataset,
             [query for query in dataset.queries if query in dataset.qrels or not dataset.qrels],
             tower.tokenizer,
-            max_length=tower.max_query_length,
+            max_length=max_query_length or tower.max_query_length,
             prompt=tower.query_prompt,
         )
-        write_ance_queries(output, split, queries, dataset.qrels, passages, tower.tokenizer.pad_token_id)
+        write_ance_queries(output, name, queries, dataset.qrels, passages, tower.tokenizer.pad_token_id)
