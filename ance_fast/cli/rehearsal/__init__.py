@@ -28,9 +28,7 @@ def rehearse(rehearsal: Rehearsal, folder: Path) -> None:
     made = {"data": rehearsal.data, "checkpoint": rehearsal.checkpoint}
     if folder.is_dir() and not any(folder.iterdir()):
         # An artifact appears whole, under a name that nothing has yet.
-        raise ArtifactError(
-            f"{folder}: is empty; a rehearsal makes its folder itself: remove it, or give another --data"
-        )
+        raise ArtifactError(f"{folder}: is empty; a rehearsal makes its folder: remove it, or give another --data")
     if folder.exists():
         manifest = open_artifact(folder, KIND) if (folder / MANIFEST).is_file() else {}
         if any(manifest.get(key) != value for key, value in made.items()):
