@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from ance_fast.errors import ConfigError
-from ance_fast.training.recipe import Recipe, read_recipe
+from ance_fast.training.recipe import DATA, RUN, Recipe, read_recipe
 
 _KEY = "ance_fast.recipe"
 _OPTIONS = {"gradient_accumulation_steps": "gradient_accumulation", "negatives_per_query": "negatives"}
@@ -40,10 +40,9 @@ class Chosen:
 
     def then(self, run: Path) -> list[str]:
         """The commands that measure the run as it was published."""
-        folders = {"{data}": str(self.data or "DATA"), "{run}": str(run)}
 
         def filled(word: str) -> str:
-            return re.sub(r"\{data\}|\{run\}", lambda found: folders[found[0]], word)
+            return _filled(word, str(self.data or "DATA"), str(run))
 
         return [shlex.join(map(filled, shlex.split(command))) for command in self.recipe.then]
 
@@ -77,11 +76,14 @@ def _choose(name: str, typed: dict[str, Any], options: set[str | None]) -> tuple
     output = str(typed.get("output") or f"{recipe.name}{'-tiny' if tiny else ''}")
     folder = typed.get("data_folder") or (f"{output}-data" if tiny else None)
     defaults = {key: value for key, value in asdict(recipe.inputs).items() if value is not None}
-    asked = {
+    asked: dict[str, Any] = {
         field: int(typed[option])
         for field in ("batch_size", "gradient_accumulation_steps")
         if str(typed.get(option := _OPTIONS.get(field, field), "")).isdigit()
     }
+    # What gives way to another number of processes, the batch or the accumulation, depends on the loss.
+    if typed.get("loss"):
+        asked["loss"] = typed["loss"]
     defaults |= {**recipe.train, **recipe.batch(processes, **asked), "output": output}
     defaults = {_OPTIONS.get(key, key): _with_folder(value, folder, key) for key, value in defaults.items()}
     if "candidates" in defaults:
@@ -101,8 +103,23 @@ def _with_folder(value: Any, folder: str | None, key: str) -> Any:
         return {name: _with_folder(item, folder, key) for name, item in value.items()}
     if isinstance(value, list):
         return [_with_folder(item, folder, key) for item in value]
-    if not isinstance(value, str) or "{data}" not in value:
+    if not isinstance(value, str) or DATA not in value:
         return value
     if folder is None:
         raise ConfigError(f"the recipe reads {value} ({key}): give the folder with --data DIR")
-    return value.replace("{data}", str(folder))
+    return _filled(value, str(folder))
+
+
+def _filled(text: str, data: str, run: str = RUN) -> str:
+    """`text` with the folders for "{data}" and "{run}". A file of `data` has the ending that it has there."""
+    from ance_fast.data.input_files import find_file, has_file, plain_name
+
+    def found(match: re.Match[str]) -> str:
+        if match[0] == RUN:
+            return run
+        name = match[1]
+        if name and not Path(data, name).exists() and has_file(data, name, plain_name(name)):
+            return str(find_file(data, name, plain_name(name)))
+        return f"{data}/{name}" if name else data
+
+    return re.sub(rf"{re.escape(DATA)}(?:/([^?]+))?|{re.escape(RUN)}", found, text)

@@ -13,14 +13,17 @@ A recipe has these parts, none of them required but `title`:
     [tiny.inputs]             # the tables are changes
     [tiny.train]
 
-`{data}` in any text of `inputs` and `train` stands for the folder with the downloads.
+`{data}` in any text of `inputs` and `train` stands for the folder with the downloads. A file `{data}/NAME` there may be
+plain, `.gz` or `.zst`, whichever of them the recipe writes.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
+import shlex
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,9 @@ from ance_fast.training.config import AnceConfig
 
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 """Where the recipes of this package are."""
+
+DATA, RUN = "{data}", "{run}"
+"""In a recipe's texts: the folder with the downloads, and that of the run."""
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "int": (int,),
@@ -86,7 +92,7 @@ class Recipe:
 
     def batch(self, processes: int, **changes: Any) -> dict[str, int]:
         """`batch_size` and `gradient_accumulation_steps` with which so many processes train on the published number of
-        queries a step. `changes` are values of the two that the caller insists on.
+        queries a step. `changes` are settings that the caller insists on: values of the two, another `loss`.
 
         The pairwise loss of a step does not depend on how its batch is cut, so accumulation gives way; the contrastive
         loss counts the other passages of the batch, so there the batch does. Raises `ConfigError` where it does not
@@ -120,20 +126,32 @@ def read_recipe(name: str | Path, *, tiny: bool = False) -> Recipe:
     Raises `ConfigError`: no such recipe, no TOML, a key that is not known or of another type (with file and line),
     settings that contradict each other, `tiny` of a recipe without.
     """
-    path = Path(name) if Path(name).suffix == ".toml" else FOLDER / f"{name}.toml"
+    text = recipe_text(name)
+    path = _path(name)
     try:
-        text = path.read_bytes().decode("utf-8")
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    return _Source(path, text).recipe(content, tiny=tiny)
+
+
+def recipe_text(name: str | Path) -> str:
+    """The file of the recipe of that name, or that file (`.toml`), as it stands. Raises `ConfigError`."""
+    path = _path(name)
+    try:
+        return path.read_bytes().decode("utf-8")
     except FileNotFoundError:
         near = difflib.get_close_matches(str(name), recipe_names(), 1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(recipe_names())}, or give a .toml file"
         raise ConfigError(f"recipe {name}: not found; {hint}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from error
-    try:
-        content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from error
-    return _Source(path, text).recipe(content, tiny=tiny)
+    except OSError as error:
+        raise ConfigError(f"recipe {path}: {error.strerror}; give a .toml file, or one of the names") from error
+
+
+def _path(name: str | Path) -> Path:
+    return Path(name) if Path(name).suffix == ".toml" else FOLDER / f"{name}.toml"
 
 
 @dataclass(frozen=True)
@@ -146,8 +164,7 @@ class _Source:
         known = {
             **dict.fromkeys(("title", "source", "start"), "str"),
             "processes": "int",
-            "first": "tuple",
-            "then": "tuple",
+            **dict.fromkeys(("first", "then"), "tuple[str, ...]"),
             **dict.fromkeys(("inputs", "train", "expect"), "dict"),
         }
         self._check(content, known, ())
@@ -155,6 +172,9 @@ class _Source:
             raise ConfigError(f"{self.path}: a recipe needs a title")
         inputs, train = dict(content.get("inputs", {})), dict(content.get("train", {}))
         self._check_tables(inputs, train, ())
+        for key, known_words in (("first", ()), ("then", (DATA, RUN))):
+            for command in content.get(key, ()):
+                self._check_command(command, known_words, key)
         expect = content.get("expect", {})
         self._check(expect, dict.fromkeys(expect, "float"), ("expect",))
         rehearsal = None
@@ -196,6 +216,30 @@ class _Source:
         self._check(inputs, _kinds(Inputs), (*above, "inputs"))
         self._check(train, {**_kinds(AnceConfig), "output_dir": ""}, (*above, "train"))
 
+        for table, values in (("inputs", inputs), ("train", train)):
+            for key, value in values.items():
+                self._check_words(value, (DATA,), (*above, table, key))
+
+    def _check_command(self, command: str, known: tuple[str, ...], key: str) -> None:
+        # Else found out when the run that it belongs to is at its end.
+        try:
+            words = shlex.split(command)
+        except ValueError as error:
+            raise ConfigError(f"{self._line(key, (), command)}: {key}: {command!r}: {error}") from error
+        if not words:
+            raise ConfigError(f"{self._line(key, (), command)}: {key} has an empty command")
+        self._check_words(command, known, (key,))
+
+    def _check_words(self, value: Any, known: tuple[str, ...], name: tuple[str, ...]) -> None:
+        for text in _texts(value):
+            for word in re.findall(r"\{\w*\}", text):
+                if word not in known:
+                    place, stand = self._line(name[-1], name[:-1], text), " and ".join(known)
+                    hint = f"{stand} stand for folders" if len(known) > 1 else f"{stand} stands for a folder"
+                    raise ConfigError(
+                        f"{place}: {'.'.join(name)} = {text!r}: unknown {word}; {hint if known else 'write a path'}"
+                    )
+
     def _check(self, table: dict[str, Any], known: dict[str, str], name: tuple[str, ...]) -> None:
         for key, value in table.items():
             place, full = self._place(key, name), ".".join((*name, key))
@@ -206,6 +250,19 @@ class _Source:
                 raise ConfigError(f"{place}: unknown key {full}; {hint}")
             if not _fits(value, known[key]):
                 raise ConfigError(f"{place}: {full} = {value!r}: expected {known[key]}")
+            for element in _elements(value):
+                if not _fits(element, kind := _element_kind(known[key])):
+                    place = self._line(key, name, str(element))
+                    raise ConfigError(f"{place}: {full} has {element!r}: expected {kind}")
+
+    def _line(self, key: str, table: tuple[str, ...], text: str) -> str:
+        """FILE:LINE of a text within what a key has, or else of the key."""
+        place = self._place(key, table)
+        _, _, first = place[len(str(self.path)) :].partition(":")
+        for number, line in enumerate(self.text.splitlines()[int(first or 1) - 1 :], int(first or 1)):
+            if text in line:
+                return f"{self.path}:{number}"
+        return place
 
     def _place(self, key: str, table: tuple[str, ...]) -> str:
         """FILE:LINE of a key, of its table where it is written within another line, or else the file alone."""
@@ -229,6 +286,25 @@ class _Source:
 
 def _kinds(cls: type) -> dict[str, str]:
     return {item.name: str(item.type) for item in fields(cls)}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    for element in _elements(value):
+        yield from _texts(element)
+
+
+def _elements(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
+
+
+def _element_kind(kind: str) -> str:
+    """ "str" of "tuple[str, ...]" and "dict[str, str]"; anything of a type that says nothing about its elements."""
+    inside = re.search(r"tuple\[(\w+), \.\.\.\]|dict\[\w+, (\w+)\]", kind)
+    return (inside[1] or inside[2]) if inside else "Any"
 
 
 def _fits(value: Any, kind: str) -> bool:

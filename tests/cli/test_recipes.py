@@ -13,7 +13,9 @@ import typer.main
 
 from ance_fast.cli.main import app
 from ance_fast.cli.recipes import chosen_recipe
-from ance_fast.errors import ConfigError
+from ance_fast.cli.rehearsal import rehearse
+from ance_fast.errors import ArtifactError, ConfigError
+from ance_fast.training.recipe import Rehearsal
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -113,11 +115,44 @@ def test_recipes_are_listed_and_shown(run: Run, recipe: Path) -> None:
     shown = run("recipes", recipe).stdout
     for line in ("A run", "Starts from: somebody's checkpoint", "Before it: ance-fast convert a b", "After it: ance"):
         assert line in shown
+    assert run("recipes", recipe, "--toml").stdout == RECIPE
+    assert "--toml prints the file of one recipe" in run("recipes", "--toml", status=2).stderr
     listed = run("recipes").stdout
     assert "msmarco-passage-firstp" in listed
     found = json.loads(run("recipes", "--json").stdout)
     assert "openqa-nq" in {each["name"] for each in found}
     assert all(each["title"] and each["source"] and each["start"] and each["expect"] for each in found)
+
+
+def test_files_of_the_folder_have_the_endings_that_they_have_there(tmp_path: Path) -> None:
+    there = ("triples.train.small.tsv.zst", "top1000.dev.gz", "qrels.dev.small.tsv", "msmarco-docdev-qrels.tsv")
+    for name in there:
+        (tmp_path / name).touch()
+    train = typer.main.get_command(app).commands["train"]  # type: ignore[attr-defined]
+
+    def asked(name: str) -> typer.Context:
+        found: typer.Context = train.make_context("train", ["--recipe", name, "--data", str(tmp_path), "-m", "start"])
+        return found
+
+    context = asked("msmarco-passage-warmup")
+    assert context.params["data"] == f"triples:{tmp_path}/triples.train.small.tsv.zst"
+    assert context.params["dev_data"] == f"msmarco:{tmp_path}"
+    assert context.params["dev_candidates"] == tmp_path / "top1000.dev.gz"
+    documents = chosen_recipe(asked("msmarco-doc-firstp"))
+    assert documents is not None
+    words = [word for command in documents.then(Path("run")) for word in shlex.split(command)]
+    assert f"{tmp_path}/msmarco-docdev-qrels.tsv" in words
+    assert f"{tmp_path}/msmarco-docdev-qrels.tsv.gz" not in words
+    # What is not there at all keeps the name that the recipe gives it.
+    assert f"{tmp_path}/2019qrels-docs.txt" in words
+    assert "run/dev.trec" in words
+
+
+def test_a_rehearsal_refuses_an_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(
+        ArtifactError, match="is empty; a rehearsal makes its folder: remove it, or give another --data"
+    ):
+        rehearse(Rehearsal("msmarco-passages", "roberta"), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +165,7 @@ def test_recipes_are_listed_and_shown(run: Run, recipe: Path) -> None:
         (1, ("dpr-nq",), (128, 1)),
         (8, ("dpr-nq",), (16, 1)),
         (4, ("msmarco-doc-maxp",), (2, 16)),
+        (4, ("openqa-nq", "--loss", "contrastive"), (32, 1)),
     ],
 )
 def test_torchruns_processes_share_the_published_batch(

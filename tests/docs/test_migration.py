@@ -88,3 +88,17 @@ def test_every_command_setting_and_form_it_names_exists() -> None:
     for form, option in forms:
         assert form in FORMS
         assert not option or option in FORMS[form].options, (form, option)
+
+
+def test_the_defaults_it_names_are_those_of_the_settings() -> None:
+    part = PAGE.partition("## Defaults that differ")[2].partition("\n## ")[0]
+    rows = [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in part.splitlines()[3:]]
+    named = {row[3]: row[4] for row in rows if len(row) == 5 and row[3] in AnceConfig.__dataclass_fields__}
+    assert len(named) == part.count("\n|") - 2
+    config = AnceConfig("run")
+    assert named == {name: str(getattr(config, name)) for name in named}
+    assert {"optimizer", "learning_rate", "weight_decay", "topk", "triples_per_query", "query_chunks", "loss"} <= set(
+        named
+    )
+    flags = {row[0] for row in rows if len(row) == 5} & {flag for _, flag in FLAGS}
+    assert len(flags) > 10

@@ -99,7 +99,10 @@ def test_all_but_dpr_train_pairwise_with_lamb_and_mine_as_published(name: str) -
     assert config.topk == 200
     if "nq" in name or "openqa" in name:
         assert config.answers
-        assert (config.order, config.sampler, config.schedule_steps) == ("queries", "ance,rank_max=100", 300_000)
+        assert (config.sampler, config.schedule_steps) == ("ance,rank_max=100", 300_000)
+        # One of the negatives of a question, or with SEED-Encoder all of them.
+        drawn = (config.order, config.negatives_per_query, config.triples_per_query)
+        assert drawn == (("triples", 1, 100) if name == "seed-nq" else ("queries", 1, 1))
     else:
         mined = (config.order, config.query_chunks, config.triples_per_query, config.positives)
         assert mined == ("triples", 5, 20, "last")
@@ -161,5 +164,9 @@ def test_a_recipe_runs_in_small_from_files_to_measures(
     recipe: Recipe = read_recipe(name, tiny=True)
     losses = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in losses if "loss" in entry] == list(range(1, recipe.train["max_steps"] + 1))
+    # Documents that all begin alike would tie, and nothing would show what is mined.
+    margins = [entry["margin"] for entry in losses if "margin" in entry]
+    assert all(margins)
+    assert len(margins) == (0 if recipe.train["refresh"] == "none" else 1)
     for text in run["then"]:
         assert done(*shlex.split(text)[1:])

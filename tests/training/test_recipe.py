@@ -84,6 +84,25 @@ def test_tiny_changes_what_it_names_and_leaves_the_rest(tmp_path: Path) -> None:
         ('title = "x"\n[train]\nmax_steps = true', "mine.toml:3: train.max_steps = True: expected int"),
         ('title = "x"\n[train]\nmetrics = "RR@10"', "mine.toml:3: train.metrics = 'RR@10': expected tuple"),
         ('title = "x"\n[expect]\n"dev RR@10" = "good"', "mine.toml:3: expect.dev RR@10 = 'good': expected float"),
+        ('title = "x"\nthen = [\n"a b",\n3]', "mine.toml:4: then has 3: expected str"),
+        ('title = "x"\nfirst = "a b"', "mine.toml:2: first = 'a b': expected tuple"),
+        ('title = "x"\nthen = [\n"a b",\n"a \'b"]', 'mine.toml:4: then: "a \'b": No closing quotation'),
+        ('title = "x"\nthen = [" "]', "mine.toml:2: then has an empty command"),
+        (
+            'title = "x"\nthen = ["a {run}",\n"a {dir}"]',
+            "mine.toml:3: then = 'a {dir}': unknown {dir}; {data} and {run} st",
+        ),
+        ('title = "x"\nfirst = ["a {run}"]', "mine.toml:2: first = 'a {run}': unknown {run}; write a path"),
+        (
+            'title = "x"\n[inputs]\nmodel = "{run}/a"',
+            "mine.toml:3: inputs.model = '{run}/a': unknown {run}; {data} stands",
+        ),
+        (
+            'title = "x"\n[tiny.train]\ncandidates = { a = "{dat}" }',
+            "mine.toml:3: tiny.train.candidates = '{dat}': unknown",
+        ),
+        ('title = "x"\n[train]\nmetrics = [\n"RR@10", 10]', "mine.toml:4: train.metrics has 10: expected str"),
+        ('title = "x"\n[train]\ncandidates = { a = 1 }', "mine.toml:3: train.candidates has 1: expected str"),
         ("title = 3", "mine.toml:1: title = 3: expected str"),
         ('title = "x"\nprocesses = 0', "mine.toml:2: processes = 0: must be at least 1"),
         ('title = "x"\n[train]\nloss = "triplet"', "mine.toml: loss='triplet': choose"),
@@ -109,6 +128,9 @@ def test_a_recipe_that_is_not_there_is_refused_with_the_nearest_name(tmp_path: P
         read_recipe("xyz")
     with pytest.raises(ConfigError, match="nothing.toml: not found"):
         read_recipe(tmp_path / "nothing.toml")
+    (tmp_path / "folder.toml").mkdir()
+    with pytest.raises(ConfigError, match="folder.toml: Is a directory; give a .toml file, or one of the names"):
+        read_recipe(tmp_path / "folder.toml")
     with pytest.raises(ConfigError, match="mine.toml: has no \\[tiny\\] part"):
         read_recipe(write(tmp_path, 'title = "x"'), tiny=True)
 

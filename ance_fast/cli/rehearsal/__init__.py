@@ -26,6 +26,9 @@ def rehearse(rehearsal: Rehearsal, folder: Path) -> None:
         if value not in generators:
             raise ConfigError(f"[tiny] of the recipe: {value!r} is not generated; there are {', '.join(generators)}")
     made = {"data": rehearsal.data, "checkpoint": rehearsal.checkpoint}
+    if folder.is_dir() and not any(folder.iterdir()):
+        # An artifact appears whole, under a name that nothing has yet.
+        raise ArtifactError(f"{folder}: is empty; a rehearsal makes its folder: remove it, or give another --data")
     if folder.exists():
         manifest = open_artifact(folder, KIND) if (folder / MANIFEST).is_file() else {}
         if any(manifest.get(key) != value for key, value in made.items()):
