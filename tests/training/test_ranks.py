@@ -408,11 +408,24 @@ def test_processes_that_were_started_differently_are_refused(found: Found) -> No
 # ---- the command ----
 
 
+def test_torchrun_takes_no_option_of_the_command_for_its_own() -> None:
+    """As the help has it: with `--`, without which `--start` could be `--start-method`."""
+    documented = re.search(r"torchrun (.*) \$\(which ance-fast\) train", train.__doc__ or "")
+    assert documented
+    command = get_command(app)
+    assert isinstance(command, click.Group)
+    options = [name for option in command.commands["train"].params for name in option.opts if name.startswith("-")]
+    assert "--start" in options
+    words = ["train", "DATA", *(word for name in options for word in (name, "x"))]
+    parsed = get_args_parser().parse_args([*documented[1].split(), "ance-fast", *words])
+    assert (parsed.training_script, parsed.training_script_args) == ("ance-fast", words)
+
+
 @pytest.mark.timeout(600)
 def test_torchrun_starts_the_command(tiny_bert: Path, wiki: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = [
-        *(str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", "2"),
+        *(str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", "2", "--"),
         *(str(Path(sys.executable).with_name("ance-fast")), "--quiet", "train", str(wiki), "--model", str(tiny_bert)),
         *("--output", str(run), "--device", "cpu", "--dev-split", "dev", "--test-split", "test", "--json"),
         *("--max-steps", "6", "--batch-size", "4", "--refresh-every", "3", "--topk", "20"),
