@@ -26,8 +26,8 @@ def pair_scores(
 ) -> np.ndarray:
     """float32 [m]: the largest inner product (or cosine) of `queries[owner[i]]` with a chunk of `documents[i]`.
 
-    queries: float32 [n, dim]; chunks: float32 [rows, dim], all rows of the store; owner, documents: int64 [m]. A document
-    without tokens scores -inf.
+    queries: float32 [n, dim]; chunks: float32 [rows, dim], all rows of the store; owner, documents: int64 [m]. A
+    document without tokens scores -inf.
     """
     scores = np.empty(len(documents), dtype=np.float32)
     block = max(1, BLOCK_NUMBERS // max(1, groups.most * chunks.shape[1]))
@@ -41,8 +41,10 @@ def pair_scores(
 def closest_chunks(
     queries: Tensor, chunks: Tensor, owner: np.ndarray, documents: np.ndarray, groups: ChunkedDocuments
 ) -> np.ndarray:
-    """The row of each pair's best chunk, int64 [m]; of equal ones the first, and of a document without tokens its first.
-    Arguments as for `pair_scores`."""
+    """The row of each pair's best chunk, int64 [m]; of equal ones the first, and that of a document without tokens.
+
+    Arguments as for `pair_scores`.
+    """
     if not len(documents):
         return np.zeros(0, dtype=np.int64)
     offsets, products = _products(queries, chunks, owner, documents, groups)
@@ -67,7 +69,7 @@ def list_scores(
 
 
 def _largest(products: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """The largest of each list, float32 [lists]; -inf of one without any, for which `reduceat` takes its neighbour's."""
+    """The largest of each list, float32 [lists]; -inf of an empty one, for which `reduceat` takes its neighbour's."""
     largest = np.full(len(offsets) - 1, -np.inf, dtype=np.float32)
     some = np.diff(offsets) > 0
     if some.any():

@@ -28,10 +28,10 @@ def compared(
 ) -> dict[str, float]:
     """The report of a generation whose table `new` replaces `old`; both are judged by the snapshot's weights.
 
-    `hardness` of both (the old one's as "stale_..."), shares that the sampler left out, overlap@k, the loss of a probe
-    on either, how high the training queries' own positives rank (where nothing else was left out of their lists), and where there are judgements the rates of
-    `Judgements.shares` among the candidates. Where `new` is of a part of the queries (`query_chunks`), there is no
-    overlap and no probe.
+    `hardness` of both (the old one's as "stale_..."), shares that the sampler left out, overlap@k, the loss of a
+    probe on either, how high the training queries' own positives rank (where nothing else was left out of their
+    lists), and where there are judgements the rates of `Judgements.shares` among the candidates. Where `new` is of
+    a part of the queries (`query_chunks`), there is no overlap and no probe.
     """
     report = {f"stale_{name}": value for name, value in hardness(snapshot, parts.examples, old).items()}
     report |= hardness(snapshot, parts.examples, new)
