@@ -55,8 +55,10 @@ class NamedGroups:
 def groups_by_id(ids: pa.ChunkedArray, separator: str) -> NamedGroups:
     """Rows whose ids are equal up to the last `separator` are one document: "doc7#0", "doc7#1" of "doc7".
 
-    An id without it is a document's own. Raises `ConfigError` if no id holds it.
+    An id without it is a document's own. Raises `ConfigError` if no id holds it, and for an empty one.
     """
+    if not separator:
+        raise ConfigError("document_separator is empty")
     if not pc.any(pc.match_substring(ids, separator)).as_py():
         raise ConfigError(f"document_separator={separator!r}: no passage id holds it, such as {ids[0].as_py()!r}")
     documents = pc.list_element(pc.split_pattern(ids, separator, max_splits=1, reverse=True), 0)

@@ -26,29 +26,34 @@ def pair_scores(
 ) -> np.ndarray:
     """float32 [m]: the largest inner product (or cosine) of `queries[owner[i]]` with a chunk of `documents[i]`.
 
-    queries: float32 [n, dim]; chunks: float32 [rows, dim], all rows of the store; owner, documents: int64 [m].
+    queries: float32 [n, dim]; chunks: float32 [rows, dim], all rows of the store; owner, documents: int64 [m]. A
+    document without tokens scores -inf.
     """
     scores = np.empty(len(documents), dtype=np.float32)
     block = max(1, BLOCK_NUMBERS // max(1, groups.most * chunks.shape[1]))
     for start in range(0, len(documents), block):
         part = slice(start, start + block)
         offsets, products = _products(queries, chunks, owner[part], documents[part], groups, cosine=cosine)
-        scores[part] = np.maximum.reduceat(products, offsets[:-1])
+        scores[part] = _largest(products, offsets)
     return scores
 
 
 def closest_chunks(
     queries: Tensor, chunks: Tensor, owner: np.ndarray, documents: np.ndarray, groups: ChunkedDocuments
 ) -> np.ndarray:
-    """The row of each pair's best chunk, int64 [m]; of equal ones the first. Arguments as for `pair_scores`."""
+    """The row of each pair's best chunk, int64 [m]; of equal ones the first, and that of a document without tokens.
+
+    Arguments as for `pair_scores`.
+    """
     if not len(documents):
         return np.zeros(0, dtype=np.int64)
     offsets, products = _products(queries, chunks, owner, documents, groups)
-    best = np.maximum.reduceat(products, offsets[:-1])
+    best = _largest(products, offsets)
     pair = np.repeat(np.arange(len(documents)), np.diff(offsets))
     places = np.flatnonzero(products == best[pair])
-    _, first = np.unique(pair[places], return_index=True)
-    rows: np.ndarray = groups.rows_of(documents)[1][places[first]]
+    owners, first = np.unique(pair[places], return_index=True)
+    rows: np.ndarray = groups.starts[documents]
+    rows[owners] = groups.rows_of(documents)[1][places[first]]
     return rows
 
 
@@ -61,6 +66,15 @@ def list_scores(
     documents = candidates[owner, column].astype(np.int64)
     scores[owner, column] = pair_scores(queries, chunks, owner, documents, groups, cosine=cosine)
     return scores
+
+
+def _largest(products: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """The largest of each list, float32 [lists]; -inf of an empty one, for which `reduceat` takes its neighbour's."""
+    largest = np.full(len(offsets) - 1, -np.inf, dtype=np.float32)
+    some = np.diff(offsets) > 0
+    if some.any():
+        largest[some] = np.maximum.reduceat(products, offsets[:-1][some])
+    return largest
 
 
 def _products(

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ance_fast.data.text_lines import read_lines, warn_counted
+from ance_fast.data.candidates import read_candidates
+from ance_fast.data.text_lines import warn_counted
 from ance_fast.data.token_store import TokenStore
-from ance_fast.data.trec import read_run
 from ance_fast.errors import DataError
 from ance_fast.index import Index
 from ance_fast.index.factory import is_flat
@@ -72,45 +72,29 @@ class Candidates:
         return documents.rows_of(passages, filled=False)
 
 
-def read_candidates(path: str | Path, queries: Sequence[str], passages: TokenStore) -> Candidates:
+def listed_candidates(path: str | Path, queries: Sequence[str], passages: TokenStore) -> Candidates:
     """The candidates that the file names for these query ids, as rows of `passages`, or documents of its chunks.
 
-    Either a TREC run, or tab-separated lines that begin with a query's and a passage's id and may go on with their
-    texts (`top1000.dev`). Passages that the corpus lacks are one counted warning.
+    The file is one that `ance_fast.data.read_candidates` reads: `top1000.dev`, or a run. Passages that the corpus lacks
+    and queries that are not among these are a counted warning each.
 
     Raises `DataError` with file and line for malformed lines, and where no candidate is left.
     """
-    path = Path(path)
-    found = _named(path)
+    found = read_candidates(path)
+    asked = set(queries)
+    others = [query for query in found if query not in asked]
+    if others and len(others) < len(found):
+        warn_counted(logger, len(others), f"queries of {path} are no dev queries", f"query {others[0]!r}")
     pairs = [(number, document) for number, query in enumerate(queries) for document in found.get(query, ())]
     rows = passages.corpus.positions([document for _, document in pairs])
     unknown = np.flatnonzero(rows < 0)
+    known = rows >= 0
+    if not known.any():
+        raise DataError(f"{path}: names no candidate of a dev query that is in the corpus: wrong file or id format?")
     if len(unknown):
         number, document = pairs[int(unknown[0])]
         first = f"query {queries[number]!r}, passage {document!r}"
         warn_counted(logger, len(unknown), f"candidates of {path} are not in the corpus", first)
-    known = rows >= 0
-    if not known.any():
-        raise DataError(f"{path}: names no candidate of a dev query that is in the corpus: wrong file or id format?")
     owners = np.fromiter((number for number, _ in pairs), dtype=np.int64, count=len(pairs))[known]
     counts = np.bincount(owners, minlength=len(queries))
     return Candidates(list(queries), passages, np.concatenate([[0], np.cumsum(counts)]), rows[known])
-
-
-def _named(path: Path) -> dict[str, list[str]]:
-    """Query id -> its candidates, each once, in the file's order."""
-    try:
-        _, first = next(line for line in read_lines(path) if line[1].strip())
-    except StopIteration:
-        raise DataError(f"{path}: empty; a run file or lines of query id, passage id were expected") from None
-    if "\t" not in first or len(first.split("\t")) == 6:
-        return {query: list(documents) for query, documents in read_run(path).items()}
-    found: dict[str, dict[str, None]] = {}
-    for number, line in read_lines(path):
-        if not line or line.isspace():
-            continue
-        fields = line.split("\t")
-        if len(fields) < 2 or not fields[0] or not fields[1]:
-            raise DataError(f"{path}:{number}: expected `query id <tab> passage id`, perhaps with texts after it")
-        found.setdefault(fields[0], {})[fields[1]] = None
-    return {query: list(documents) for query, documents in found.items()}

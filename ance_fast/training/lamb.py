@@ -9,6 +9,7 @@ taken.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, overload
 
@@ -44,13 +45,20 @@ class Lamb(Optimizer):
         adam: bool = False,
     ) -> None:
         for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
-            if not value >= 0:
-                raise ConfigError(f"LAMB: {name}={value}: must not be negative")
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"LAMB: {name}={value}: must be a number that is not negative")
         if not all(0 <= beta < 1 for beta in betas):
             raise ConfigError(f"LAMB: betas={betas}: must be at least 0 and below 1")
-        self.adam = adam
         self._norms: list[tuple[Tensor, Tensor, Tensor]] = []
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        # `adam` is among the settings because these are what copies and pickles keep of an optimizer.
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "adam": adam})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """What copies, pickles and `load_state_dict` end with: like a new optimizer's, no step has been made."""
+        super().__setstate__(state)
+        self._norms = []
+        for group in self.param_groups:
+            group.setdefault("adam", False)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -107,7 +115,7 @@ class Lamb(Optimizer):
         # A zero step length gives infinity here, which `where` leaves out: nothing asks the device which it is.
         ratio = torch.where((weight_norm == 0) | (step_norm == 0), 1.0, weight_norm / step_norm)
         self._norms.append((weight_norm, step_norm, ratio))
-        if not self.adam:
+        if not group["adam"]:
             torch._foreach_mul_(steps, list(ratio.unbind()))
         torch._foreach_add_(params, steps, alpha=-group["lr"])
 

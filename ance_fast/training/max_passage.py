@@ -21,8 +21,11 @@ def best_chunks(queries: Tensor, chunks: Tensor, starts: np.ndarray) -> Tensor:
     """For each query and document the row of its best chunk, int64 [B, N]; of equal ones the first.
 
     queries: [B, D]; chunks: [C, D]; starts int64 [N + 1]: document n has the rows starts[n] .. starts[n + 1] - 1.
+    Raises `ValueError` for a document without chunks.
     """
     sizes = np.diff(starts)
+    if (sizes < 1).any():
+        raise ValueError(f"document {int(np.argmin(sizes))} of the batch has no chunk with tokens")
     place = np.arange(max(1, int(sizes.max(initial=0))))
     rows = torch.from_numpy(starts[:-1, None] + np.minimum(place, sizes[:, None] - 1)).to(chunks.device)
     with torch.no_grad(), without_autocast(queries.device):

@@ -14,6 +14,7 @@ from ance_fast.training.losses import batch_loss, loss_scale
 from ance_fast.training.negatives import NegativeTable
 from ance_fast.training.refresh import Snapshot, hardness, reciprocal_rank
 from ance_fast.training.refresher import RunParts
+from ance_fast.training.sampler_config import SamplerConfig
 from ance_fast.training.staleness import OVERLAP_DEPTH, IntervalStats, overlap
 
 PROBE_QUERIES = 64
@@ -27,16 +28,17 @@ def compared(
 ) -> dict[str, float]:
     """The report of a generation whose table `new` replaces `old`; both are judged by the snapshot's weights.
 
-    `hardness` of both (the old one's as "stale_..."), shares that the sampler left out, overlap@k, the loss of a probe
-    on either, how high the training queries' own positives rank, and where there are judgements the rates of
-    `Judgements.shares` among the candidates. Where `new` is of a part of the queries (`query_chunks`), there is no
-    overlap and no probe.
+    `hardness` of both (the old one's as "stale_..."), shares that the sampler left out, overlap@k, the loss of a
+    probe on either, how high the training queries' own positives rank (where nothing else was left out of their
+    lists), and where there are judgements the rates of `Judgements.shares` among the candidates. Where `new` is of
+    a part of the queries (`query_chunks`), there is no overlap and no probe.
     """
     report = {f"stale_{name}": value for name, value in hardness(snapshot, parts.examples, old).items()}
     report |= hardness(snapshot, parts.examples, new)
     report |= new.filtered_shares()
-    if new.sources == ("index",):
-        report["train_RR@10"] = reciprocal_rank(snapshot, parts.examples, new)
+    depth = ranked_depth(parts.sampler.config, parts.config.topk, new)
+    if depth:
+        report["train_RR@10"] = reciprocal_rank(snapshot, parts.examples, new, depth)
     if new.queries is not None:
         # The tables are of different queries: there is nothing that both have a list for.
         return report | judged_candidates(parts, new)
@@ -48,6 +50,19 @@ def compared(
 
     report |= probe_losses(parts, old, new, step, probe_batches(parts), embed)
     return report | judged_candidates(parts, new)
+
+
+def ranked_depth(sampler: SamplerConfig, topk: int, table: NegativeTable) -> int:
+    """To which of the first ten ranks the candidates of `table` say who stands above a positive; 0: they do not.
+
+    They do where they are what the queries' own search found, in its order and without gaps but for positives.
+    """
+    harmless = {"candidates", "positive", "beyond", *(["window"] if sampler.rank_min == 0 else [])}
+    gaps = {reason for reason, count in table.filtered.items() if count} - harmless
+    ordered = not sampler.needs_scores or sampler.scores == "inner_product"
+    if table.sources != ("index",) or sampler.rank_min or gaps or not ordered:
+        return 0
+    return min(10, topk, sampler.rank_max or topk, sampler.keep or topk)
 
 
 def probe_batches(parts: RunParts) -> list[np.ndarray]:

@@ -33,6 +33,9 @@ __all__ = [
     "random_table",
 ]
 
+# Queries whose draws are compared with their lists at once: 16 MB of 20 draws from 200 candidates each.
+BLOCK_QUERIES = 4096
+
 # Which candidates answer their query: the mask, bool [queries, K], or a function of (queries int64 [m], passage rows
 # int64 [m]) that returns bool [m].
 Answers = np.ndarray | Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -239,12 +242,13 @@ def draw_negatives(
     step: int,
     documents: np.ndarray | None = None,
     contents: np.ndarray | None = None,
+    fill: bool = True,
 ) -> np.ndarray:
     """Draw `count` distinct negatives for each query from its candidates: rows int64 [len(queries), count].
 
     Without replacement, by the table's weights. A query with fewer candidates is filled up uniformly from the whole
-    corpus. Positives, and passages that share one of `documents` or `contents` (int64 [passages]) with them, never
-    appear; where the corpus itself has no passage left, the entry is -1.
+    corpus, or without `fill` by -1. Positives, and passages that share one of `documents` or `contents` (int64
+    [passages]) with them, never appear; where the corpus itself has no passage left, the entry is -1.
     """
     drawn = np.empty((len(queries), count), dtype=np.int64)
     _C.draw_negatives(
@@ -261,7 +265,7 @@ def draw_negatives(
         drawn=drawn,
         threads=torch.get_num_threads(),
     )
-    return drawn
+    return drawn if fill else _from_candidates(drawn, table, queries)
 
 
 def choose_positives(examples: Examples, queries: np.ndarray, *, seed: int, step: int) -> np.ndarray:
@@ -269,6 +273,20 @@ def choose_positives(examples: Examples, queries: np.ndarray, *, seed: int, step
     starts = examples.positive_offsets[queries]
     counts = (examples.positive_offsets[queries + 1] - starts).astype(np.uint64)
     return examples.positive_rows[starts + (counter_hash(seed, -1, queries, step, 0) % counts).astype(np.int64)]
+
+
+def _from_candidates(drawn: np.ndarray, table: NegativeTable, queries: np.ndarray) -> np.ndarray:
+    """Those drawn that a list of candidates has, -1 for the others; all of them where the list is the whole corpus."""
+    if not table.candidates.shape[1]:
+        return drawn
+    found = np.empty(drawn.shape, dtype=np.bool_)
+    for start in range(0, len(queries), BLOCK_QUERIES):
+        block = slice(start, start + BLOCK_QUERIES)
+        listed = table.candidates[queries[block]]
+        if table.log_weights is not None:
+            listed = np.where(np.isneginf(table.log_weights[queries[block]]), -1, listed)
+        found[block] = (drawn[block, :, None] == listed[:, None, :]).any(axis=2)
+    return np.where(found, drawn, -1)
 
 
 def _answer_mask(table: NegativeTable, answers: Answers | None, wanted: np.ndarray) -> np.ndarray | None:

@@ -118,7 +118,8 @@ def take_snapshot(
 
 def reciprocal_rank(snapshot: Snapshot, examples: Examples, table: NegativeTable, depth: int = 10) -> float:
     """Mean over the queries of `table` of 1 / rank of their best-scored positive, 0 beyond `depth`: what microsoft/ANCE
-    prints of the training queries. The table's candidates must be the passages nearest to each query, best first."""
+    prints of the training queries. The table's candidates must be the passages nearest to each query, best first, at
+    least `depth` of them, positives that were found counted."""
     asked = np.arange(len(examples)) if table.queries is None else table.queries
     best = snapshot.best_positives(examples.pairs, len(examples))[asked]
     total = 0.0

@@ -10,7 +10,7 @@ from ance_fast.errors import ConfigError, DataError
 from ance_fast.models.encoder import Encoder
 from ance_fast.training.config import AnceConfig
 from ance_fast.training.dev import HeldOut
-from ance_fast.training.dev_candidates import read_candidates
+from ance_fast.training.dev_candidates import listed_candidates
 from ance_fast.training.examples import Examples, corpus_store, prepare
 from ance_fast.training.judgements import Grades
 from ance_fast.training.ranks import Ranks
@@ -74,7 +74,7 @@ def dev_queries(
         passages = corpus_store(dev, encoder, folder, ranks=ranks, **common)
     if config.dev_candidates is not None:
         corpus = examples.passages if passages is None else passages
-        candidates = read_candidates(config.dev_candidates, list(dev.queries), corpus)
+        candidates = listed_candidates(config.dev_candidates, list(dev.queries), corpus)
     return HeldOut(dev, encoder, passages=passages, candidates=candidates, full=config.full_ranking)
 
 

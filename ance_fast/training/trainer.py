@@ -371,11 +371,12 @@ class AnceTrainer(Trainer):
     def evaluate_on(
         self, dataset: Dataset, metrics: tuple[str, ...] | None = None
     ) -> tuple[dict[str, dict[str, float]], Evaluation]:
-        """Run other queries over the same corpus through the saved index; returns the run and its evaluation."""
+        """Run other queries over the corpus of the saved index; returns the run and its evaluation."""
         index = Index.load(self.folder / "index", fingerprint=self.encoder.fingerprint())
         held_out = HeldOut(dataset, self.encoder)
         run = held_out.search(self.encoder, index)
-        return run, held_out.evaluate(run, metrics or self.ance.metrics, self.examples.passages)
+        texts = self.examples.passages if self.dev.passages is None else self.dev.passages
+        return run, held_out.evaluate(run, metrics or self.ance.metrics, texts)
 
     # ---- what transformers.Trainer calls ----
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ance_fast.errors import DataError
+from ance_fast.errors import ConfigError, DataError
 from ance_fast.training.config import AnceConfig
 from ance_fast.training.counter_hash import counter_hash
 from ance_fast.training.examples import Examples
@@ -30,7 +30,7 @@ class TripleOrder:
 
     queries_of: which queries the generation of a number is for.
     per_query: negatives drawn for each query, each of which makes a triple with the query's positive of the generation.
-        A query that has fewer negatives gives fewer triples.
+        A query that has fewer candidates gives fewer triples, and one without any gives none.
 
     Examples that bring triples of their own (`Examples.triples`) keep these, in their order, whatever the generation.
     """
@@ -74,9 +74,14 @@ class TripleOrder:
 
 
 def triple_order(config: AnceConfig, examples: Examples, sampler: NegativeSampler, ranks: Ranks) -> TripleOrder | None:
-    """The order of a run; None where `config.order` is that of queries."""
+    """The order of a run; None where `config.order` is that of queries.
+
+    Raises `ConfigError` for more parts of the queries than there are queries: some generation would be of none.
+    """
     if config.order != "triples":
         return None
+    if examples.triples is None and config.query_chunks > len(examples):
+        raise ConfigError(f"query_chunks={config.query_chunks}: there are only {len(examples)} training queries")
     return TripleOrder(
         examples,
         sampler,
@@ -105,7 +110,10 @@ def query_order(queries: Sequence[int], *, seed: int, generation: int) -> np.nda
 def draw_triples(
     table: NegativeTable, examples: Examples, sampler: NegativeSampler, queries: np.ndarray, per_query: int
 ) -> np.ndarray:
-    """Triples of these queries (int64), those of one after another in the order drawn: int32 [T, 3]."""
+    """Triples of these queries (int64), those of one after another in the order drawn: int32 [T, 3].
+
+    At most `per_query` of each, and no more than it has candidates: nothing is filled up from the corpus.
+    """
     step = table.step
     negatives = draw_negatives(
         table.whole(len(examples)),
@@ -116,6 +124,7 @@ def draw_triples(
         step=step,
         documents=sampler.documents,
         contents=sampler.contents,
+        fill=False,
     )
     positives = choose_positives(examples, queries, seed=sampler.seed, step=step)
     owner, slot = np.nonzero(negatives >= 0)

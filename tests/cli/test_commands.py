@@ -206,6 +206,8 @@ def test_a_warm_up_on_triples_and_then_triples_of_the_index(run: Run, model: Pat
     common = ("--batch-size", 4, "--max-document-length", 16, "--loss", "pairwise", "--optimizer", "lamb")
     warm_up = ("train", f"triples:{file}", "-m", model, "-o", tmp_path / "warm-up", "--max-steps", 2, *common)
     assert "--dev-data says which" in run(*warm_up, "--dev-split", "dev", status=2).stderr
+    unmeasured = ("--dev-data", wiki, "--test-split", "test", "--no-full-ranking", "--dev-candidates", file)
+    assert "--no-full-ranking never encodes" in run(*warm_up, *unmeasured, status=2).stderr
     assert "not order='queries'" in run(*warm_up, "--order", "queries", status=2).stderr
     dev = ("--dev-data", wiki, "--dev-split", "dev", "--test-split", "test", "--measure-every", 1, "--json")
     result = last_json(run(*warm_up, *dev))

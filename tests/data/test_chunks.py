@@ -131,6 +131,8 @@ def test_a_store_on_disk_knows_its_documents(tokenizer: Any, tmp_path: Path, rul
         [0, 4],
     ]
     groups = groups_by_id(store.ids.arrow, "#")
+    with pytest.raises(ConfigError, match="document_separator is empty"):
+        groups_by_id(store.ids.arrow, "")
     assert (groups.numbers.tolist(), list(groups.ids), groups.most) == (
         documents.numbers.tolist(),
         list(documents.ids),

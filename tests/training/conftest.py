@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # training_runs, sampler_cases and sampler_reference
+sys.path.append(str(Path(__file__).parents[1] / "data"))  # released_text
 
 
 @pytest.fixture(scope="session")

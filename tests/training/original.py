@@ -70,7 +70,11 @@ class Model(nn.Module):
         self.eval()  # no dropout
 
     def forward(self, ids: Tensor) -> Tensor:
-        hidden = self.roberta(input_ids=ids, attention_mask=(ids != PAD).long()).last_hidden_state
+        # Masked by length and numbered from the first token on: `<pad>` within a text is a token like others.
+        length = ids.shape[1] - (ids.flip(1) != PAD).int().argmax(dim=1, keepdim=True)
+        places = torch.arange(ids.shape[1])
+        mask, numbers = (places < length).long(), (places + PAD + 1).expand_as(ids)
+        hidden = self.roberta(input_ids=ids, attention_mask=mask, position_ids=numbers).last_hidden_state
         return self.norm(self.embeddingHead(hidden[:, 0]))
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import pickle
+from collections.abc import Callable
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -155,6 +158,24 @@ def test_a_run_that_is_taken_up_again_makes_the_same_steps_bit_for_bit() -> None
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(params, whole, strict=True))
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+@pytest.mark.parametrize("adam", [False, True])
+def test_a_copy_makes_the_same_steps(copied: Callable[[Any], Any], adam: bool) -> None:
+    params, grads = problem(17)
+    optimizer = Lamb(params, lr=1e-2, adam=adam)
+    run(optimizer, params, grads[:2])
+    others, other = copied((params, optimizer))
+    assert other.norms()["trust_ratio"].tolist() == []
+    run(optimizer, params, grads[2:])
+    run(other, others, grads[2:])
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(params, others, strict=True))
+    # Settings saved before `adam` was one of them.
+    state = other.state_dict()
+    del state["param_groups"][0]["adam"]
+    other.load_state_dict(state)
+    run(other, others, grads[:1])
+
+
 def test_no_step_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     params, grads = problem(13)
     optimizer = Lamb(params, lr=1e-2, weight_decay=0.1)
@@ -169,9 +190,10 @@ def test_no_step_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        ({"lr": -1.0}, "lr=-1.0: must not be negative"),
-        ({"eps": -1e-8}, "eps=-1e-08: must not be negative"),
-        ({"weight_decay": float("nan")}, "weight_decay=nan: must not be negative"),
+        ({"lr": -1.0}, "lr=-1.0: must be a number that is not negative"),
+        ({"eps": -1e-8}, "eps=-1e-08: must be a number"),
+        ({"eps": float("inf")}, "eps=inf: must be a number"),
+        ({"weight_decay": float("nan")}, "weight_decay=nan: must be a number"),
         ({"betas": (0.9, 1.0)}, "betas=.*below 1"),
     ],
 )

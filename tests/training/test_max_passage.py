@@ -77,6 +77,19 @@ def test_a_document_scores_as_its_best_chunk_with_tokens(sizes: list[tuple[int, 
 # ---- losses ----
 
 
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]])
+def test_a_document_without_tokens_takes_no_neighbours_score(order: list[int]) -> None:
+    ids: IdColumn = None  # type: ignore[assignment]
+    documents = ChunkedDocuments(np.array([0, 1, 2, 3]), np.array([0, 1, 0]), ids)
+    given_arrays = torch.ones(1, 1), torch.tensor([[1.0], [7.0], [9.0]])
+    asked = np.array(order), np.zeros(3, dtype=np.int64)
+    scores = pair_scores(*given_arrays, asked[1], asked[0], documents)
+    assert scores.tolist() == [-np.inf, 7.0, -np.inf]
+    assert closest_chunks(*given_arrays, asked[1], asked[0], documents).tolist() == order
+    with pytest.raises(ValueError, match="document 1 of the batch has no chunk"):
+        best_chunks(*given_arrays, np.array([0, 1, 1, 2]))
+
+
 def some_batch(random: np.random.Generator, corpus: int, most: int) -> TrainingBatch:
     """Documents of 1 to `most` chunks; a chunk's row is 100 times its document's number and its own."""
     count = int(random.integers(1, 4))

@@ -18,7 +18,7 @@ from ance_fast.data.chunks import OURS
 from ance_fast.errors import ArtifactError, ConfigError
 from ance_fast.training import AnceTrainer
 from ance_fast.training.candidate_sources import refreshed_candidates, run_sampler
-from ance_fast.training.dev_candidates import read_candidates
+from ance_fast.training.dev_candidates import listed_candidates
 from ance_fast.training.generations import Generation
 from ance_fast.training.refresh import reciprocal_rank, take_snapshot
 from ance_fast.training.rolling import RollingRefresh
@@ -85,8 +85,9 @@ def test_a_refresh_mines_the_documents_with_the_best_chunks(tiny_bert: Path, wik
     check_lists(trainer, table.candidates, np.arange(len(table.candidates)), empty=True)
     check_results(trainer, wiki, rules)
     # Candidates of dev queries, by the index and encoded anew.
-    (tmp_path / "dev.tsv").write_text("".join(f"a\t{name}\nb\t{name}\n" for name in corpus_ids(trainer)[5:15]))
-    listed = read_candidates(tmp_path / "dev.tsv", ["b", "a"], trainer.examples.passages)
+    lines = [f"{query}\t{name}\t{rank}\n" for rank, name in enumerate(corpus_ids(trainer)[5:15]) for query in "ab"]
+    (tmp_path / "dev.tsv").write_text("".join(lines))
+    listed = listed_candidates(tmp_path / "dev.tsv", ["b", "a"], trainer.examples.passages)
     index = Index.load(trainer.folder / "index", fingerprint=trainer.encoder.fingerprint())
     asked_by = trainer.encoder.encode_tokens(trainer.examples.queries, np.array([3, 8])).numpy()
     expected = document_scores(trainer, empty=True)[[3, 8]][:, 5:15]

@@ -14,11 +14,12 @@ from training_runs import make_trainer
 from ance_fast.training import AnceTrainer
 from ance_fast.training.generations import Generation
 from ance_fast.training.judgements import Judgements
-from ance_fast.training.measures import compared, judged_candidates, probe_batches
+from ance_fast.training.measures import compared, judged_candidates, probe_batches, ranked_depth
 from ance_fast.training.negatives import NegativeTable, random_table
 from ance_fast.training.refresh import Snapshot, take_snapshot
 from ance_fast.training.refresher import RunParts
 from ance_fast.training.rolling import RollingRefresh
+from ance_fast.training.sampler_config import SamplerConfig
 
 
 @pytest.fixture(scope="module", params=["pairwise", "contrastive"])
@@ -94,6 +95,27 @@ def test_judged_candidates_are_counted_over_the_whole_table(trainer: AnceTrainer
     }
     assert judged_candidates(judged, random_table(trainer.examples)) == {}
     assert judged_candidates(parts, table) == {}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "filtered", "depth"),
+    [
+        ("ance,count_positives=true", {"candidates": 9, "positive": 2, "content": 0}, 10),
+        ("simans", {"candidates": 9}, 10),
+        ("ance,rank_max=7,keep=6", {"candidates": 9, "window": 2, "beyond": 1}, 6),
+        ("ance", {"candidates": 9, "document": 1}, 0),
+        ("simans", {"candidates": 9, "margin": 1}, 0),
+        ("ance,rank_min=2", {"candidates": 9, "window": 2}, 0),
+        ("ance,sources=random", {}, 0),
+    ],
+)
+def test_positives_are_ranked_only_against_lists_that_nothing_was_left_out_of(
+    trainer: AnceTrainer, snapshot: Snapshot, sampler: str, filtered: dict[str, int], depth: int
+) -> None:
+    config = SamplerConfig.parse(sampler)
+    table = dataclasses.replace(mined(trainer, snapshot), sources=config.sources, filtered=filtered)
+    assert ranked_depth(config, 200, table) == depth
+    assert ranked_depth(config, 4, table) == min(4, depth)
 
 
 def begun_rolling(tiny_bert: Path, wiki: Path, output: Path, **settings: object) -> tuple[AnceTrainer, RollingRefresh]:

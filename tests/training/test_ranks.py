@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,11 +18,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer.main
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributed.run import get_args_parser
 from training_runs import entries, make_trainer, timeless
 
 from ance_fast import Encoder
+from ance_fast.cli.commands.train import train
+from ance_fast.cli.main import app
 from ance_fast.errors import ConfigError
 from ance_fast.ops import contrastive_loss
 from ance_fast.training.batch import TrainingBatch
@@ -408,11 +413,23 @@ def test_processes_that_were_started_differently_are_refused(found: Found) -> No
 # ---- the command ----
 
 
+def test_torchrun_takes_no_option_of_the_command_for_its_own() -> None:
+    """As the help has it: with `--`, without which `--start` could be `--start-method`."""
+    documented = re.search(r"torchrun (.*) \$\(which ance-fast\) train", train.__doc__ or "")
+    assert documented
+    params = typer.main.get_command(app).commands["train"].params  # type: ignore[attr-defined]
+    options = [name for option in params for name in option.opts if name.startswith("-")]
+    assert "--start" in options
+    words = ["train", "DATA", *(word for name in options for word in (name, "x"))]
+    parsed = get_args_parser().parse_args([*documented[1].split(), "ance-fast", *words])
+    assert (parsed.training_script, parsed.training_script_args) == ("ance-fast", words)
+
+
 @pytest.mark.timeout(600)
 def test_torchrun_starts_the_command(tiny_bert: Path, wiki: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = [
-        *(str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", "2"),
+        *(str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", "2", "--"),
         *(str(Path(sys.executable).with_name("ance-fast")), "--quiet", "train", str(wiki), "--model", str(tiny_bert)),
         *("--output", str(run), "--device", "cpu", "--dev-split", "dev", "--test-split", "test", "--json"),
         *("--max-steps", "6", "--batch-size", "4", "--refresh-every", "3", "--topk", "20"),

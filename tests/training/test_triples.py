@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sampler_cases import examples_of
 
-from ance_fast.errors import DataError
+from ance_fast.errors import ConfigError, DataError
 from ance_fast.training import AnceConfig, NegativeSampler, NegativeTable
 from ance_fast.training.candidate_sources import own_search
 from ance_fast.training.counter_hash import counter_hash
 from ance_fast.training.examples import Examples
-from ance_fast.training.negatives import draw_negatives
+from ance_fast.training.negatives import draw_negatives, random_table
 from ance_fast.training.ranks import Ranks
 from ance_fast.training.schedule import chunk_of
 from ance_fast.training.triples import TripleOrder, batch_of, epoch_length, query_order, triple_order
@@ -112,12 +112,25 @@ def test_processes_take_the_queries_in_turn_and_what_does_not_divide_is_left_out
 
 
 def test_a_query_with_fewer_negatives_gives_fewer_triples() -> None:
-    examples = examples_of([[0], [1, 2]], 4)
-    rows = np.array([[1, -1], [0, 3]], dtype=np.int32)
-    table = NegativeTable(rows, np.zeros((2, 2), dtype=np.float32), "index", 0, 0)
+    examples = examples_of([[0], [1, 2], [3], [4]], 30)
+    rows = np.array([[1, -1, -1, -1], [0, 3, -1, -1], [-1, -1, -1, -1], [5, 6, 7, 8]], dtype=np.int32)
+    scores = np.zeros(rows.shape, dtype=np.float32)
+    table = NegativeTable(rows, scores, "index", 0, 0)
     triples = order(examples, 1, size=9).batch(table, 0).tolist()
-    # The corpus is what a list that is too short is filled up from: query 1 has two passages that are no positives.
-    assert sorted((query, negative) for query, _, negative in triples) == [(0, 1), (0, 2), (0, 3), (1, 0), (1, 3)]
+    pairs = sorted((query, negative) for query, _, negative in triples)
+    assert pairs[:3] == [(0, 1), (1, 0), (1, 3)], "candidates alone, none for query 2"
+    assert [query for query, _ in pairs[3:]] == [3] * 3
+    # A candidate without weight is none; a table of no columns stands for the whole corpus.
+    weights = np.where(rows == 3, -np.inf, 0).astype(np.float32)
+    weighted = replace(table, log_weights=weights, generation=1)
+    kept = order(examples, 1, size=9).batch(weighted, 0).tolist()
+    assert sorted((query, negative) for query, _, negative in kept if query < 3) == [(0, 1), (1, 0)]
+    assert len(order(examples, 1, size=99).batch(random_table(examples), 0)) == 4 * 3
+
+
+def test_more_parts_than_queries_are_refused(examples: Examples) -> None:
+    with pytest.raises(ConfigError, match="query_chunks=12: there are only 11 training queries"):
+        order(examples, 12)
 
 
 def test_where_no_triple_can_be_made_the_error_says_so() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ance_fast import Encoder, load_dataset
 from ance_fast.errors import ConfigError, DataError
 from ance_fast.evaluation import evaluate
 from ance_fast.training import AnceConfig, AnceTrainer
-from ance_fast.training.dev_candidates import read_candidates
+from ance_fast.training.dev_candidates import listed_candidates
 from ance_fast.training.ranks import ALONE
 from ance_fast.training.run_data import dev_queries
 
@@ -114,9 +115,13 @@ def test_dev_queries_are_measured_as_often_as_asked_over_their_own_corpus_and_ov
 
 
 def test_what_is_searched_afterwards_is_the_dev_corpus(finished: AnceTrainer, wiki: Path) -> None:
-    run, evaluation = finished.evaluate_on(load_dataset(str(wiki), split="test"))
-    assert run
+    data = load_dataset(str(wiki), split="test")
+    run, evaluation = finished.evaluate_on(data)
     assert 0 <= evaluation["RR@10"] <= 1
+    # Answers are looked for in the passages that were searched.
+    texts = {document.id: document.text for document in data.corpus}
+    answers = {query: [texts[next(iter(found))]] for query, found in run.items()}
+    assert finished.evaluate_on(replace(data, answers=answers), ("top-1",))[1]["top-1"] == 1.0
 
 
 def test_a_resumed_run_tokenises_nothing_and_goes_on_with_the_next_line(
@@ -169,17 +174,17 @@ def test_candidates_may_be_a_run_and_what_is_unknown_is_counted(
     assert corpus is not None
     first, second = corpus.ids[0], corpus.ids[1]
     run = tmp_path / "run.trec"
-    run.write_text(f"q Q0 {second} 1 9 x\nq Q0 {first} 2 8 x\nq Q0 nowhere 3 7 x\nother Q0 {first} 1 1 x\n")
-    found = read_candidates(run, ["unlisted", "q"], corpus)
+    run.write_text(f"\ufeffq Q0 {second} 1 9 x\nq Q0 {first} 2 8 x\nq Q0 nowhere 3 7 x\nother Q0 {first} 1 1 x\n")
+    found = listed_candidates(run, ["unlisted", "q"], corpus)
     assert (found.offsets.tolist(), found.rows.tolist()) == ([0, 0, 2], [1, 0])
     assert "1 candidates of" in caplog.text
     assert "passage 'nowhere'" in caplog.text
-    (tmp_path / "bad").write_text("q\td1\ttext\nq only\n")
-    with pytest.raises(DataError, match=r"bad:2: expected `query id <tab> passage id`"):
-        read_candidates(tmp_path / "bad", ["q"], corpus)
-    (tmp_path / "none").write_text("q\tnowhere\n")
-    with pytest.raises(DataError, match="names no candidate of a dev query that is in the corpus"):
-        read_candidates(tmp_path / "none", ["q"], corpus)
-    (tmp_path / "empty").write_text("\n")
-    with pytest.raises(DataError, match="empty: empty; a run file"):
-        read_candidates(tmp_path / "empty", ["q"], corpus)
+    assert f"1 queries of {run} are no dev queries (first: query 'other')" in caplog.text
+    for name, content, message in (
+        ("bad", "q\td1\tquery\ttext\nq only\n", r"bad:2: expected 4 columns separated by tabs, got 1"),
+        ("none", "q\tnowhere\t1\n", "none: names no candidate of a dev query that is in the corpus"),
+        ("empty", "\n", "empty: names no candidate"),
+    ):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(DataError, match=message):
+            listed_candidates(tmp_path / name, ["q"], corpus)

@@ -187,7 +187,7 @@ def train(
     A warm-up on triples, measured: ance-fast train triples:triples.train.small.tsv -m roberta-base -o run
     --loss pairwise --dev-data msmarco:DIR --dev-split dev.small --measure-every 5000
 
-    All but rolling also in several processes: torchrun --nproc-per-node 2 $(which ance-fast) train ...
+    All but rolling also in several processes: torchrun --nproc-per-node 2 -- $(which ance-fast) train ...
 
     A published run: ance-fast train --recipe msmarco-passage-firstp --data msmarco -m warmup/final -o run
     """
@@ -219,6 +219,8 @@ def train(
         raise ConfigError("--dev-data is for triples:FILE; dev queries of other data are asked of its own corpus")
     if triples and not dev_data and (dev_split or test_split):
         raise ConfigError(f"{data} has no splits to measure; --dev-data says which data set has them")
+    if triples and test_split and not full_ranking:
+        raise ConfigError("--test-split is searched for in the dev corpus, which --no-full-ranking never encodes")
     config = AnceConfig(
         output_dir=str(output),
         max_steps=max_steps,
