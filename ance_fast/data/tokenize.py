@@ -219,19 +219,34 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     side = getattr(tokenizer, "truncation_side", "right")
     split = bool(getattr(tokenizer, "split_special_tokens", False))
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        body: Any = json.loads(_serialised(backend))
-    else:
-        special = {name: str(value) for name, value in getattr(tokenizer, "special_tokens_map", {}).items()}
-        body = {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab(), "special": special}
     said = getattr(tokenizer, "init_kwargs", {})
-    rules = [name for name in ("truncation_drops_end", "padding_left_out") if said.get(name)]
-    text = json.dumps([body, side, split, *rules], sort_keys=True)
-    return hashlib.blake2b(text.encode("utf-8"), digest_size=16).hexdigest()
+    rules = tuple(name for name in ("truncation_drops_end", "padding_left_out") if said.get(name))
+    if backend is not None:
+        return _fast_fingerprint(backend.to_str(), side, split, rules)
+    special = {name: str(value) for name, value in getattr(tokenizer, "special_tokens_map", {}).items()}
+    body = {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab(), "special": special}
+    return _digest([body, side, split, *rules])
+
+
+# What is parsed here has a megabyte for a vocabulary of 30,000, and every store, index and run asks again.
+@lru_cache(maxsize=8)
+def _fast_fingerprint(state: str, side: str, split: bool, rules: tuple[str, ...]) -> str:
+    return _digest([_without_lengths(state), side, split, *rules])
+
+
+def _digest(value: list[Any]) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode("utf-8"), digest_size=16).hexdigest()
 
 
 def _serialised(backend: Any) -> str:
-    state = json.loads(backend.to_str())
-    state["truncation"] = None
-    state["padding"] = None
-    return json.dumps(state, ensure_ascii=False)
+    return _serialised_state(backend.to_str())
+
+
+@lru_cache(maxsize=8)
+def _serialised_state(state: str) -> str:
+    return json.dumps(_without_lengths(state), ensure_ascii=False)
+
+
+def _without_lengths(state: str) -> dict[str, Any]:
+    parsed: dict[str, Any] = json.loads(state)
+    return {**parsed, "truncation": None, "padding": None}

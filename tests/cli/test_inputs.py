@@ -73,10 +73,12 @@ def test_names_of_the_hub_and_folders_pass(name: str | None) -> None:
     refuse_missing_model(name)
 
 
-def test_a_file_is_no_checkpoint_and_no_folder(beir: Path) -> None:
-    for refuse, what in ((refuse_missing_model, "no such folder"), (refuse_missing_folder, "not a folder")):
-        with pytest.raises(ArtifactError, match=what):
-            refuse(str(beir / "corpus.jsonl"))
+def test_a_checkpoint_may_be_a_file_a_folder_not(beir: Path) -> None:
+    refuse_missing_model(str(beir / "corpus.jsonl"))
+    with pytest.raises(ArtifactError, match="no such folder or file"):
+        refuse_missing_model(str(beir / "model.cp"))
+    with pytest.raises(ArtifactError, match="not a folder"):
+        refuse_missing_folder(str(beir / "corpus.jsonl"))
 
 
 def test_a_folder_that_a_killed_replacement_moved_away_is_there(tmp_path: Path) -> None:

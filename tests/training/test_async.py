@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -156,6 +157,11 @@ def test_it_waits_rather_than_use_negatives_that_are_too_old(warm: Warm, caplog:
     assert refresher._link is not None
     assert warm.link.asked == 2 or refresher.generation.step == 2, "half of the bound has gone by"
     caplog.set_level(logging.INFO)
+    # A worker that cannot go on for a while, however fast it is.
+    process = warm.link._process
+    assert process is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    threading.Timer(0.5, os.kill, (process.pid, signal.SIGCONT)).start()
     for step in range(3, 9):
         refresher.before_step(step)
         assert step - refresher.generation.step <= 3
