@@ -6,6 +6,7 @@ each line of its input asks for one program, each line of its output is how that
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 PRELOADED = (
+    "ance_fast.cli.commands.train",
+    "ance_fast.cli.commands.tokenize",
     "ance_fast.cli.demo.report",
     "ance_fast.data",
     "ance_fast.encoding",
@@ -26,12 +29,17 @@ PRELOADED = (
     "ance_fast.index",
     "ance_fast.mining",
     "ance_fast.models",
-    "ance_fast.training",
+    "ance_fast.models.checkpoint_formats",
+    "ance_fast.training.trainer",
     "bm25s",
+    "datasets",
     "faiss",
     "ir_measures",
+    "pandas",
     "torch.utils.tensorboard",
     "transformers.models.bert.modeling_bert",
+    "transformers.models.bert.tokenization_bert",
+    "transformers.models.roberta.modeling_roberta",
 )
 # A pipe takes this much without a reader.
 PIPE_BYTES = 65536
@@ -92,11 +100,13 @@ def _serve() -> None:
     threads = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
     others = [name for name in threads if not name.startswith("jemalloc")][1:]
     assert not others, f"importing has started the threads {others}"
+    gc.freeze()  # or every program would walk through all of that to find garbage
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
             os._exit(_carried_out(json.loads(line)))
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    os._exit(0)  # what some libraries have to say of their ends is about them
 
 
 def _carried_out(asked: dict[str, Any]) -> int:

@@ -16,7 +16,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 def test_the_example_of_each_mode_trains_and_measures(
     warm: Callable[..., subprocess.CompletedProcess[str]], mode: str, tmp_path: Path
 ) -> None:
-    result = warm(EXAMPLES / f"train_{mode}.py", tmp_path, "--steps", 4, "--passages", 150)
+    result = warm(EXAMPLES / f"train_{mode}.py", tmp_path, "--steps", 3, "--passages", 120)
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout.splitlines()[-1])
     assert 0 < report["dev"]["R@100"] <= 1
