@@ -156,7 +156,7 @@ def test_it_waits_rather_than_use_negatives_that_are_too_old(warm: Warm, caplog:
     refresher.before_step(2)
     assert refresher._link is not None
     assert warm.link.asked == 2 or refresher.generation.step == 2, "half of the bound has gone by"
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="ance_fast")
     # A worker that cannot go on for a while, however fast it is.
     process = warm.link._process
     assert process is not None
