@@ -10,7 +10,8 @@ from __future__ import annotations
 import codecs
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +31,11 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     """
     path = Path(path)
     number = 0
-    try:
-        with open_bytes(path) as file:
-            for number, raw in enumerate(file, 1):
-                if number == 1:
-                    raw = raw.removeprefix(_BOM)
-                yield number, _decode(raw.removesuffix(b"\n").removesuffix(b"\r"), path, number)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise DataError(f"{path}: is a folder, a file was expected") from None
-    except Exception as error:
-        problem = damage(error)
-        if problem is None:
-            raise
-        raise DataError(f"{path}:{number + 1}: {problem}; fetch it again") from error
+    with _reading(path, lambda: number + 1), open_bytes(path) as file:
+        for number, raw in enumerate(file, 1):
+            if number == 1:
+                raw = raw.removeprefix(_BOM)
+            yield number, _decode(raw.removesuffix(b"\n").removesuffix(b"\r"), path, number)
 
 
 def read_blocks(path: str | Path, size: int = 1 << 20) -> Iterator[str]:
@@ -53,28 +44,34 @@ def read_blocks(path: str | Path, size: int = 1 << 20) -> Iterator[str]:
     # It drops a byte order mark.
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     line = 1
+    with _reading(path, lambda: line), open_bytes(path) as file:
+        while True:
+            raw = file.read(size)
+            try:
+                text = decoder.decode(raw, final=not raw)
+            except UnicodeDecodeError as error:
+                line += error.object.count(b"\n", 0, error.start)
+                raise DataError(
+                    f"{path}:{line}: not UTF-8 (byte 0x{error.object[error.start]:02X}); "
+                    "convert the file, e.g. with iconv"
+                ) from error
+            if "\0" in text:
+                line += text.count("\n", 0, text.index("\0"))
+                raise DataError(
+                    f"{path}:{line}: NUL byte: not a text file in UTF-8 (UTF-16, perhaps); "
+                    "convert the file, e.g. with iconv"
+                )
+            if not raw:
+                return
+            line += text.count("\n")
+            yield text
+
+
+@contextmanager
+def _reading(path: Path, line: Callable[[], int]) -> Iterator[None]:
+    """Within it, what opening and reading `path` raises becomes a `DataError` that names it; `line` is where it is."""
     try:
-        with open_bytes(path) as file:
-            while True:
-                raw = file.read(size)
-                try:
-                    text = decoder.decode(raw, final=not raw)
-                except UnicodeDecodeError as error:
-                    line += error.object.count(b"\n", 0, error.start)
-                    raise DataError(
-                        f"{path}:{line}: not UTF-8 (byte 0x{error.object[error.start]:02X}); "
-                        "convert the file, e.g. with iconv"
-                    ) from error
-                if "\0" in text:
-                    line += text.count("\n", 0, text.index("\0"))
-                    raise DataError(
-                        f"{path}:{line}: NUL byte: not a text file in UTF-8 (UTF-16, perhaps); "
-                        "convert the file, e.g. with iconv"
-                    )
-                if not raw:
-                    return
-                line += text.count("\n")
-                yield text
+        yield
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -83,7 +80,7 @@ def read_blocks(path: str | Path, size: int = 1 << 20) -> Iterator[str]:
         problem = damage(error)
         if problem is None:
             raise
-        raise DataError(f"{path}:{line}: {problem}; fetch it again") from error
+        raise DataError(f"{path}:{line()}: {problem}; fetch it again") from error
 
 
 def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -14,7 +14,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -255,6 +255,17 @@ def store_manifest(infos: list[ShardInfo], recipe: Recipe, tokenizer: Any, conte
     }
 
 
+def refuse_other_recipe(target: Path, manifest: Mapping[str, Any], recipe: Recipe) -> None:
+    """Raise `ArtifactError` where the store at `target` was made by other settings than `recipe`."""
+    for name in ("chunks", "tokenizer", "max_length", "prompt"):
+        built, wanted = manifest.get(name), recipe.as_json().get(name)
+        if built != wanted:
+            raise ArtifactError(
+                f"{target}: holds a token store built with {name} {built!r}, now {wanted!r}; "
+                "choose another path or remove it"
+            )
+
+
 def _present_store(target: Path, recipe: Recipe) -> dict[str, Any] | None:
     """The manifest of a complete store at `target` with this recipe, None if there is none or it must be rebuilt."""
     if not target.is_dir() or not any(target.iterdir()):
@@ -264,13 +275,7 @@ def _present_store(target: Path, recipe: Recipe) -> dict[str, Any] | None:
     except ArtifactError as error:
         logger.warning("%s; what is intact is used again", error)
         return None
-    for name in ("chunks", "tokenizer", "max_length", "prompt"):
-        built, wanted = manifest.get(name), recipe.as_json().get(name)
-        if built != wanted:
-            raise ArtifactError(
-                f"{target}: holds a token store built with {name} {built!r}, now {wanted!r}; "
-                "choose another path or remove it"
-            )
+    refuse_other_recipe(target, manifest, recipe)
     return manifest
 
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from ance_fast.artifacts import open_artifact, refuse_foreign, staged_artifact
 from ance_fast.data.chunks import Chunker, ChunkRules
-from ance_fast.data.token_build import KIND, store_manifest
+from ance_fast.data.token_build import KIND, refuse_other_recipe, store_manifest
 from ance_fast.data.token_corpus import TokenCorpus
 from ance_fast.data.token_shards import Recipe, ShardInfo, make_batch, shard_name, write_shard
 from ance_fast.data.tokenize import Tokens, token_dtype, tokenizer_fingerprint
@@ -162,13 +162,7 @@ def _is_there(target: Path, recipe: Recipe, content: str, replace: bool) -> bool
         manifest = open_artifact(target, KIND, verify=False)
     except ArtifactError:
         return False
-    for name in ("chunks", "tokenizer", "max_length", "prompt"):
-        built, wanted = manifest.get(name), recipe.as_json().get(name)
-        if built != wanted:
-            raise ArtifactError(
-                f"{target}: holds a token store built with {name} {built!r}, now {wanted!r}; "
-                "choose another path or remove it"
-            )
+    refuse_other_recipe(target, manifest, recipe)
     if manifest.get("content") == content:
         return True
     if not replace:

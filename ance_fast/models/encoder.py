@@ -23,10 +23,11 @@ from ance_fast.data.chunks import ChunkRules
 from ance_fast.data.packing import PackedBatch, Packer, Shard, TokenTable
 from ance_fast.data.text_rules import lower_cased, released_tokenizer, text_rules
 from ance_fast.data.tokenize import TextEncoder, Tokens, text_encoder, token_dtype, tokenize
-from ance_fast.errors import ArtifactError, ConfigError, MissingDependencyError
+from ance_fast.errors import ArtifactError, ConfigError
 from ance_fast.models.backbone import PackedBackbone, keep_layers, load_transformer
 from ance_fast.models.heads import head_module, load_head, refuse_misfit_head
 from ance_fast.models.layouts import CheckpointLayout, read_layout, resolve_checkpoint, write_layout
+from ance_fast.models.placement import device_of, dtype_of, exporter
 from ance_fast.models.router_layout import write_routes
 from ance_fast.models.state_dicts import refuse_misfit
 from ance_fast.models.unused_weights import zero_gradients
@@ -108,7 +109,7 @@ class Encoder(nn.Module):
         """
         if pooling not in (None, "mean", "cls", "max", "last"):
             raise ConfigError(f"pooling={pooling!r}: choose mean, cls, max or last")
-        _dtype(dtype, _device(device))  # before anything is read
+        dtype_of(dtype, device_of(device))  # before anything is read
         folder = resolve_checkpoint(name_or_path)
         if (folder / MANIFEST).is_file():
             open_artifact(folder)
@@ -174,8 +175,8 @@ class Encoder(nn.Module):
 
     def placed(self, device: str = "auto", dtype: str = "auto", attention: str = "auto") -> Encoder:
         """This encoder, whose weights must be float32, moved and rounded as `load` does it; ready to embed."""
-        place = _device(device)
-        kind = _dtype(dtype, place)
+        place = device_of(device)
+        kind = dtype_of(dtype, place)
         for tower in self.towers:
             tower._checkpoint_digest = None if kind == torch.float32 else _weights_digest(tower)
             model = tower.backbone.model
@@ -433,7 +434,7 @@ class Encoder(nn.Module):
 
         Raises `ConfigError` for an unknown prompt name or output, `TypeError` for inputs that are not text.
         """
-        export = _exporter(output, self.device)
+        export = exporter(output, self.device)
         texts = [inputs] if isinstance(inputs, str) else list(inputs)
         for position, text in enumerate(texts):
             if not isinstance(text, str):
@@ -567,27 +568,6 @@ def _open_foreign(path: Path, text_preset: str | None) -> Encoder | None:
     return open_foreign(path, ReadOptions(text_preset=text_preset))
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device={name!r}: choose auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device={name!r}: no CUDA device is visible to torch {torch.__version__}")
-    return device
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
-    dtype = getattr(torch, name, None)
-    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ConfigError(f"dtype={name!r}: choose auto, float32, float16 or bfloat16")
-    return dtype
-
-
 @contextmanager
 def _progress(show: bool, total: int) -> Iterator[Callable[[int], None] | None]:
     if not show:
@@ -595,20 +575,3 @@ def _progress(show: bool, total: int) -> Iterator[Callable[[int], None] | None]:
         return
     with progress_bar("encoding", total, "passages") as advance:
         yield advance
-
-
-def _exporter(output: str, device: torch.device) -> Callable[[Tensor], Any]:
-    """What makes embeddings on `device` the output asked for; raises before any is computed."""
-    if output == "numpy":
-        return lambda embeddings: embeddings.cpu().numpy()
-    if output == "torch":
-        return lambda embeddings: embeddings
-    if output != "cupy":
-        raise ConfigError(f"output={output!r}: choose numpy, torch or cupy")
-    if device.type != "cuda":
-        raise ConfigError(f"output='cupy' needs the encoder on a GPU; it is on {device}")
-    try:
-        import cupy
-    except ImportError as error:
-        raise MissingDependencyError("output='cupy' needs CuPy: pip install 'ance_fast[gpu]'") from error
-    return cupy.from_dlpack

@@ -59,7 +59,7 @@ class AnswerMatch:
         return found
 
 
-def read_answers(path: str, examples: Examples) -> AnswerMatch:
+def answer_match_of(path: str, examples: Examples) -> AnswerMatch:
     """From JSON Lines {"query": id, "answers": [strings]}, or from DPR's and KILT's files (`read_answer_lists`).
 
     Raises `DataError` with file and line: another form, an answer without a word (all passages would hold it), a query

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 from ance_fast.data import Document, TokenStore
 from ance_fast.errors import DataError
-from ance_fast.training.answers import AnswerMatch, read_answers
+from ance_fast.training.answers import AnswerMatch, answer_match_of
 from ance_fast.training.examples import Examples
 
 
@@ -82,7 +82,7 @@ def test_a_file_gives_the_answers_of_training_queries(tmp_path: Path) -> None:
         {"query": "q0", "answers": []},
     ]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    match = read_answers(str(tmp_path / "a.jsonl"), named())
+    match = answer_match_of(str(tmp_path / "a.jsonl"), named())
     assert match(np.array([1, 1, 1, 0]), np.array([0, 1, 2, 0])).tolist() == [True, False, True, False]
     assert match.digest() == AnswerMatch(store(), {1: ["b", "d"]}).digest() != AnswerMatch(store(), {1: ["b"]}).digest()
 
@@ -101,4 +101,4 @@ def test_a_file_of_no_use_is_refused_with_its_line(tmp_path: Path, text: str, me
     path = tmp_path / "a.jsonl"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=re.escape(f"{path}{message}")):
-        read_answers(str(path), named())
+        answer_match_of(str(path), named())
